@@ -1,0 +1,3 @@
+"""steelyard."""
+
+__version__ = "0.1.0"
