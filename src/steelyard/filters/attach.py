@@ -1,0 +1,133 @@
+"""Connect private rows to any torch optimizer: a step pre-hook, nothing else.
+
+    optimizer.step()
+      -> hook: take the clipped gradient, pay the ledger, add the noise, filter, write `.grad`
+      -> the optimizer's own step, untouched
+
+| situation | behaviour |
+|---|---|
+| step without a backward | RuntimeError, unless every learning rate is 0 (torch.distributed.checkpoint initialises optimizer states by such a step) |
+| two steps for one backward | the second raises |
+| step(closure) | RuntimeError: the closure's backward would run behind the noise |
+| a gradient that did not come from the rows | RuntimeError naming its shape: it would be released without noise |
+| budget used up | the ledger raises; parameters and ledger are unchanged, gradients are dropped |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from steelyard.types import Accountant, Mechanism, Rows
+
+
+class Attached:
+    """The connection made by `attach`; `detach()` undoes it."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rows: Rows,
+        mechanism: Mechanism,
+        ledger: Accountant | None,
+        sampling_probability: float | None,
+    ):
+        self._rows, self._mechanism = rows, mechanism
+        self._ledger, self._sampling_probability = ledger, sampling_probability
+        self._written: dict[int, tuple[Tensor, int]] = {}
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+
+    def detach(self) -> None:
+        """Remove the hook; the optimizer is as it was."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # the hook receives step's own arguments, with the optimizer first among them
+        closure = kwargs.get("closure") or next((a for a in args if a is not optimizer), None)
+        if closure is not None:
+            raise RuntimeError(
+                "optimizer.step(closure) would run a backward behind the noise: call "
+                "rows.backward(losses), then optimizer.step()"
+            )
+        if not self._rows.armed:
+            if all(float(group["lr"]) == 0 for group in optimizer.param_groups):
+                return
+            raise RuntimeError(
+                "optimizer.step() without rows.backward(losses) since the last step: call it first, "
+                "with the empty losses of an empty batch too"
+            )
+        self._refuse_foreign(optimizer)
+        try:
+            gradient = self._rows.take()
+            if self._ledger is not None:
+                assert self._sampling_probability is not None
+                self._ledger.charge(
+                    noise_multiplier=self._mechanism.noise_multiplier,
+                    sampling_probability=self._sampling_probability,
+                )
+            released = self._mechanism.privatise(gradient)
+        except BaseException:
+            for p in self._rows.parameters:
+                p.grad = None
+            raise
+        self._written = {}
+        for p, tensor in zip(self._rows.parameters, released.tensors, strict=True):
+            p.grad = tensor.to(p.dtype).view_as(p)
+            self._written[id(p)] = (p.grad, p.grad._version)
+
+    def _refuse_foreign(self, optimizer: Optimizer) -> None:
+        """Whatever lies in `.grad` and is not our last release (or zero) did not pass the noise."""
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                tensor, version = self._written.get(id(p), (None, 0))
+                ours = p.grad is tensor and p.grad._version == version
+                if not ours and p.grad.any():
+                    raise RuntimeError(
+                        f"a parameter of shape {list(p.shape)} has a gradient that did not come from "
+                        "rows.backward (a second loss.backward()?): it would be released without "
+                        "noise; call optimizer.zero_grad() and pass every private loss to the rows"
+                    )
+
+
+def attach(
+    optimizer: Optimizer,
+    rows: Rows,
+    mechanism: Mechanism,
+    *,
+    ledger: Accountant | None = None,
+    sampling_probability: float | None = None,
+) -> Attached:
+    """Let every `optimizer.step()` release the rows' gradient through the mechanism, once.
+
+    mechanism: `Gaussian(sigma)` or `chain(Gaussian(sigma), filter, ...)`. ledger: charged before each
+    release with (sigma, q); without one, nobody counts. sampling_probability: q; default: the plan's.
+
+    Call it on the raw optimizer, before accelerate's `prepare`. Raises ValueError when the optimizer
+    holds a parameter that the rows do not cover: it would be updated un-noised.
+    """
+    covered = {id(p) for p in rows.parameters}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.requires_grad and id(p) not in covered:
+                raise ValueError(
+                    f"the optimizer holds a trainable parameter of shape {list(p.shape)} that the rows "
+                    "do not cover: it would be updated without noise; give rows and optimizer the "
+                    "same model"
+                )
+    if ledger is not None and sampling_probability is None:
+        plan = getattr(ledger, "plan", None)
+        if plan is None:
+            raise ValueError("a ledger without a plan needs sampling_probability=q")
+        sampling_probability = float(plan.sampling_probability)
+        if plan.expected_batch != rows.expected_batch:
+            raise ValueError(
+                f"the rows divide by {rows.expected_batch:g}, the ledger's plan expects batches of "
+                f"{plan.expected_batch:g}: give PerSample the plan's expected_batch"
+            )
+    return Attached(optimizer, rows, mechanism, ledger, sampling_probability)

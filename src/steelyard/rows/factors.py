@@ -1,0 +1,141 @@
+"""Per-sample gradients of one parameter, kept in the shape they arrive in.
+
+A parameter used several times in a forward pass (tied weights, a module called twice) has one factor
+per use. Its squared row norm is the sum of all inner products, cross terms included:
+
+    ||sum_u g_i^u||^2 = sum_u sum_v <g_i^u, g_i^v>
+
+| factor | gradient of sample i | from |
+|---|---|---|
+| `Dense` | G[i] | norms, biases, small or instantiated weights |
+| `Outer` | sum_p left[i, p] (x) right[i, p] | Linear, convolutions (left = dy, right = input) |
+| `OneHot` | sum_p e_{index[i, p]} (x) dy[i, p] | Embedding |
+
+"Ghost" norms never form G: <h h', dy dy'> (arXiv 2210.00038, section 2). Shapes: B samples, L positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Dense:
+    """Instantiated per-sample gradients [B, *shape]."""
+
+    rows: Tensor
+
+    def squared_norms(self) -> Tensor:  # [B]
+        return torch.linalg.vector_norm(self.rows.flatten(1), dim=1).square()
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:  # [B] -> [*shape]
+        return (weights @ self.rows.flatten(1)).view(self.rows.shape[1:])
+
+
+@dataclass(slots=True)
+class Outer:
+    """left [B, L, m], right [B, L, n]: gradient [m, n], viewed as `shape`."""
+
+    left: Tensor
+    right: Tensor
+    shape: torch.Size
+
+    def squared_norms(self) -> Tensor:  # [B]
+        if self.left.shape[1] == 1:
+            norms = torch.linalg.vector_norm
+            return (norms(self.left, dim=(1, 2)) * norms(self.right, dim=(1, 2))).square()
+        # rounding can leave a tiny negative: a norm is not
+        return (_gram(self.left) * _gram(self.right)).sum((1, 2)).clamp(min=0.0)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        left, right = self.left, self.right
+        if left.shape[2] <= right.shape[2]:
+            left = left * weights[:, None, None]
+        else:
+            right = right * weights[:, None, None]
+        return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+
+    def instantiated(self) -> Dense:
+        """The same rows as [B, *shape]: B * m * n numbers, re-used for norm and sum."""
+        rows = torch.bmm(self.left.transpose(1, 2), self.right)
+        return Dense(rows.view(rows.shape[0], *self.shape))
+
+
+@dataclass(slots=True)
+class OneHot:
+    """index [B, L] int64, dy [B, L, d]: gradient [V, d] with V = `vocabulary`."""
+
+    index: Tensor
+    dy: Tensor
+    vocabulary: int
+
+    def squared_norms(self) -> Tensor:  # repeated tokens of a sample are added up before squaring
+        B, L = self.index.shape
+        samples = torch.arange(B, device=self.index.device).repeat_interleave(L)
+        keys, where = torch.unique(
+            samples * self.vocabulary + self.index.flatten(), return_inverse=True
+        )
+        sums = self.dy.new_zeros(len(keys), self.dy.shape[2])
+        sums.index_add_(0, where, self.dy.flatten(0, 1))
+        squares = torch.linalg.vector_norm(sums, dim=1).square()
+        return squares.new_zeros(B).index_add_(0, keys // self.vocabulary, squares)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        out = self.dy.new_zeros(self.vocabulary, self.dy.shape[2])
+        weighted = self.dy * weights[:, None, None]
+        return out.index_add_(0, self.index.flatten(), weighted.flatten(0, 1))
+
+
+Factor = Dense | Outer | OneHot
+
+
+def squared_norms(uses: list[Factor]) -> Tensor:
+    """||sum_u g_i^u||^2 of a parameter's uses, exact: [B]."""
+    total = uses[0].squared_norms()
+    for i, use in enumerate(uses[1:], start=1):
+        total = total + use.squared_norms()
+        for other in uses[:i]:
+            total = total + 2 * inner(other, use)
+    return total.clamp(min=0.0)
+
+
+def weighted_sum(uses: list[Factor], weights: Tensor) -> Tensor:
+    """sum_i w_i sum_u g_i^u, in the parameter's shape."""
+    total = uses[0].weighted_sum(weights)
+    for use in uses[1:]:
+        total += use.weighted_sum(weights)
+    return total
+
+
+def inner(a: Factor, b: Factor) -> Tensor:
+    """<g_i^a, g_i^b> for every sample i: [B]."""
+    if isinstance(b, Dense) and not isinstance(a, Dense):
+        return inner(b, a)
+    if isinstance(b, OneHot) and isinstance(a, Outer):
+        return inner(b, a)
+    if isinstance(a, Dense):
+        if isinstance(b, Dense):
+            return (a.rows.flatten(1) * b.rows.flatten(1)).sum(1)
+        if isinstance(b, Outer):
+            rows = a.rows.view(a.rows.shape[0], b.left.shape[2], b.right.shape[2])
+            return (torch.bmm(b.left, rows) * b.right).sum((1, 2))
+        index = b.index[:, :, None].expand_as(b.dy)
+        return (a.rows.gather(1, index) * b.dy).sum((1, 2))
+    if isinstance(a, OneHot):
+        if isinstance(b, OneHot):
+            same = a.index[:, :, None] == b.index[:, None, :]
+            return (same * torch.bmm(a.dy, b.dy.transpose(1, 2))).sum((1, 2))
+        # tied embedding and head: sum_{p,p'} left[p', token_p] (dy_p . right_p')
+        index = a.index[:, None, :].expand(-1, b.left.shape[1], -1)
+        picked = b.left.gather(2, index)  # [B, L_b, L_a]
+        return (picked * torch.bmm(b.right, a.dy.transpose(1, 2))).sum((1, 2))
+    assert isinstance(b, Outer)
+    left = torch.bmm(a.left, b.left.transpose(1, 2))
+    return (left * torch.bmm(a.right, b.right.transpose(1, 2))).sum((1, 2))
+
+
+def _gram(x: Tensor) -> Tensor:
+    return torch.bmm(x, x.transpose(1, 2))
