@@ -10,6 +10,7 @@ row to the table in tests/rows/test_layers.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Set
 
 import torch
@@ -69,7 +70,7 @@ def _embedding(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> di
 
 
 def _conv(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
-    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     dy = dy.flatten(2)  # [B, c_out, L]
     factors: dict[str, Factor] = {}
     if "weight" in wanted:
@@ -90,27 +91,34 @@ def _conv(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[st
     return factors
 
 
-def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """What each output position sees: [B, c_in * kernel, L]."""
+def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """What each output position sees: [B, c_in * kernel, L]. One strided copy (F.unfold's is slower)."""
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     if module.padding == "valid":
-        padding = (0,) * len(kernel)
-    elif module.padding == "same" or module.padding_mode != "zeros":
-        if module.padding == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-            sides = [(t // 2, t - t // 2) for t in total]
-        else:
-            sides = [(int(p), int(p)) for p in module.padding]
+        sides = [(0, 0)] * len(kernel)
+    elif module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(t // 2, t - t // 2) for t in total]
+    else:
+        sides = [(int(p), int(p)) for p in module.padding]
+    if any(side != (0, 0) for side in sides):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, [p for side in reversed(sides) for p in side], mode=mode)
-        padding = (0,) * len(kernel)
-    else:
-        padding = tuple(int(p) for p in module.padding)
-    if len(kernel) == 1:  # unfold knows images only
-        x = x[:, :, None]
-        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-        padding = (0, *padding)
-    return F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    sizes = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    steps = x.stride()[2:]
+    view = x.as_strided(
+        (*x.shape[:2], *kernel, *sizes),
+        (
+            *x.stride()[:2],
+            *(step * d for step, d in zip(steps, dilation, strict=True)),
+            *(step * s for step, s in zip(steps, stride, strict=True)),
+        ),
+        x.storage_offset(),
+    )
+    return view.reshape(x.shape[0], -1, math.prod(sizes))
 
 
 def _layer_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
@@ -192,6 +200,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Embedding: _embedding,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,

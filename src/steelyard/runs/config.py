@@ -1,0 +1,121 @@
+"""The settings of one training run: a frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What to train, on what, how privately, how.
+
+    epsilon None: no privacy. Exactly one of epochs (passes over the data in expectation) and steps.
+    batch: expected logical batch, cut into pieces of micro_batch samples. average: decay of an
+    exponential moving average of the weights, which is then what is evaluated and saved (None: off).
+    noise_seed: only to reproduce a run exactly; whoever knows it can subtract the noise.
+
+    Raises ValueError for a value out of range: one line with the value and the fix.
+    """
+
+    model: str
+    data: str
+    text: str | None = None  # column names of a local or hub table
+    label: str | None = None
+    test: str | None = None  # a separate test file
+    length: int = 128  # tokens per text
+    adapter: str = "lora"  # of a pretrained model: lora, bias, head, full
+
+    epsilon: float | None = 3.0
+    delta: float | None = None
+    accountant: str = "pld"
+    clip: str = "auto-s"
+    groups: str = "all"
+    strict: bool = False
+    replace_batchnorm: bool = False
+
+    epochs: float | None = None
+    steps: int | None = None
+    batch: int = 256
+    micro_batch: int = 256
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup: int = 0  # steps
+    average: float | None = None
+
+    device: str = "auto"
+    seed: int = 0
+    noise_seed: int | None = None
+    evaluate_every: int | None = None  # steps; default: twenty times in a run
+    checkpoint_every: int | None = None  # steps; default: ten times in a run
+    tracker: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch", "micro_batch", "lr", "length"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{_flag(name)} must be positive, found {value}")
+        if (self.epochs is None) == (self.steps is None):
+            found = "both" if self.epochs is not None else "neither"
+            raise ValueError(f"give exactly one of --epochs and --steps, found {found}")
+        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
+            raise ValueError(
+                f"--epsilon must be positive, found {self.epsilon}; --no-privacy trains without"
+            )
+        _choice("optimizer", self.optimizer, OPTIMIZERS)
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("accountant", self.accountant, ("pld", "rdp"))
+        _choice("adapter", self.adapter, ("lora", "bias", "head", "full"))
+        for name in ("momentum", "average"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"--{name} must be in [0, 1), found {value}")
+        if self.weight_decay < 0:
+            raise ValueError(f"--weight-decay must be 0 or positive, found {self.weight_decay}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{_flag(name)} must be at least 1 step, found {value}")
+
+    @property
+    def private(self) -> bool:
+        return self.epsilon is not None
+
+    def replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        """From a run folder's config.json; what later versions added or dropped is left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in saved.items() if name in known})
+
+
+def parse_groups(text: str) -> str | int | list[str]:
+    """Clipping groups as the command line gives them: a style, a number of blocks, or patterns."""
+    if text.isdigit():
+        return int(text)
+    return text.split(",") if "," in text or any(c in text for c in "*?[.") else text
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown --{name} {value!r}: {hint}choose one of {', '.join(choices)}")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
