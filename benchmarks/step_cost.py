@@ -2,10 +2,11 @@
 
     python benchmarks/step_cost.py [--quick] [--only mlp,gpt-128] [--json FILE] [--markdown FILE]
 
-Engines take turns step by step (interleaved), so a slow moment of the machine hits all alike. A row's
-ratio is the median over rounds of (private step / the same round's plain step); its spread is the
-quartiles of the same ratios. Peak memory is the growth of the resident set over the model and data, measured in a
-process of its own for each engine. "opacus" rows do the same work: flat clipping, noise, SGD.
+Engines take turns step by step (interleaved), so a slow moment of the machine hits all alike. A
+row's ratio is the median over rounds of (private step / the same round's plain step); its spread
+is the quartiles of the same ratios. Peak memory is the growth of the resident set over the model
+and data, measured in a process of its own for each engine. "opacus" rows do the same work: flat
+clipping, noise, SGD.
 """
 
 from __future__ import annotations
@@ -108,9 +109,7 @@ def steelyard(groups: str, sigma: float = SIGMA) -> Callable[[Workload], Callabl
         torch.manual_seed(0)
         model, (x, y) = workload.model(), workload.batch()
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        rows = PerSample(
-            model, FlatClip(BOUND), expected_batch=len(x), groups=groups, strict=True
-        )
+        rows = PerSample(model, FlatClip(BOUND), expected_batch=len(x), groups=groups, strict=True)
         attach(optimizer, rows, Gaussian(sigma))
 
         def step() -> None:
@@ -255,14 +254,19 @@ def machine() -> dict[str, object]:
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    head = "| workload | engine | groups | ratio | quartiles | ms | peak MiB |\n|---|---|---|---|---|---|---|\n"
+    columns = ("workload", "engine", "groups", "ratio", "quartiles", "ms", "peak MiB")
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
     lines = [
         f"| {r['workload']} | {r['engine']} | {r['groups']} | **{r['ratio']}** | {r['ratio_min']}-"
         f"{r['ratio_max']} | {r['milliseconds']} | {r['peak_mb']} |"
         for r in rows
     ]
     about = ", ".join(f"{k} {v}" for k, v in machine().items())
-    return f"# Cost of a private step over the plain step\n\nMachine: {about}.\n\n{head}" + "\n".join(lines) + "\n"
+    return (
+        f"# Cost of a private step over the plain step\n\nMachine: {about}.\n\n{head}"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def main() -> None:

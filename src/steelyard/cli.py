@@ -134,7 +134,9 @@ def plan_privacy_command(
     epochs: Annotated[float | None, typer.Option(help="passes over the data")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps, instead of epochs")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="budgets: what noise?")] = None,
-    sigma: Annotated[list[float] | None, typer.Option(help="noise multipliers: what budget?")] = None,
+    sigma: Annotated[
+        list[float] | None, typer.Option(help="noise multipliers: what budget?")
+    ] = None,
     delta: Annotated[float | None, typer.Option(help="well below 1/n")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help="pld (default), rdp")] = None,
     sampling: Annotated[str, typer.Option(help="poisson or unamplified")] = "poisson",
@@ -144,7 +146,9 @@ def plan_privacy_command(
     from steelyard.plans.privacy import plan_privacy
 
     if bool(epsilon) == bool(sigma):
-        raise ValueError("give either --epsilon (what noise?) or --sigma (what budget?), repeatable")
+        raise ValueError(
+            "give either --epsilon (what noise?) or --sigma (what budget?), repeatable"
+        )
     rows = [
         plan_privacy(
             n=n,
@@ -306,7 +310,8 @@ def _show_preview(console: Console, preview: Preview, config: dict[str, Any]) ->
     table = Table(title="the plan (nothing was trained)", show_header=False)
     plan = preview.plan
     rows = {
-        "model": f"{config['model']}, {preview.parameters:,} parameters, {preview.trainable:,} trained",
+        "model": f"{config['model']}, {preview.parameters:,} parameters, {preview.trainable:,} "
+        "trained",
         "data": f"{config['data']}: {preview.n:,} training samples, {preview.n_test:,} test",
         "steps": f"{preview.steps:,} of expected batch {config['batch']} ({preview.engine})",
     }
@@ -320,9 +325,8 @@ def _show_preview(console: Console, preview: Preview, config: dict[str, Any]) ->
             "epsilon by step": curve,
         }
     memory = preview.memory
-    rows["memory"] = (
-        f"about {sum(memory.values()):.0f} MiB: "
-        + ", ".join(f"{name} {size:.1f}" for name, size in memory.items() if size)
+    rows["memory"] = f"about {sum(memory.values()):.0f} MiB: " + ", ".join(
+        f"{name} {size:.1f}" for name, size in memory.items() if size
     )
     for name, value in rows.items():
         table.add_row(name, value)

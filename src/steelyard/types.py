@@ -3,7 +3,7 @@
 | object | decides over | may see private rows |
 |---|---|---|
 | `RowWeighting` | one row at a time (clipping) | yes: it has a sensitivity |
-| `Weighting` | all rows at once, by their Gram matrix | only rows that are public or already noised |
+| `Weighting` | all rows at once, by their Gram matrix | only if public or already noised |
 | `Mechanism` | clipped -> noised | it is the one place where noise enters |
 | `Filter` | noised -> noised, over time | it never sees anything un-noised |
 | `Step` | how far to move, per parameter group | through public data, or paid for |

@@ -6,11 +6,13 @@
 
 | situation | behaviour |
 |---|---|
-| step without a backward | RuntimeError, unless every learning rate is 0 (torch.distributed.checkpoint initialises optimizer states by such a step) |
+| step without a backward | RuntimeError, unless every learning rate is 0 (see below) |
 | two steps for one backward | the second raises |
 | step(closure) | RuntimeError: the closure's backward would run behind the noise |
-| a gradient that did not come from the rows | RuntimeError naming its shape: it would be released without noise |
+| a gradient that is not from the rows | RuntimeError: it would be released without noise |
 | budget used up | the ledger raises; parameters and ledger are unchanged, gradients are dropped |
+
+torch.distributed.checkpoint initialises optimizer states by a step with every learning rate 0.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Attached:
             if all(float(group["lr"]) == 0 for group in optimizer.param_groups):
                 return
             raise RuntimeError(
-                "optimizer.step() without rows.backward(losses) since the last step: call it first, "
+                "optimizer.step() without rows.backward(losses) since the last step: call it "
+                "first, "
                 "with the empty losses of an empty batch too"
             )
         self._refuse_foreign(optimizer)
@@ -89,7 +92,8 @@ class Attached:
                 ours = p.grad is tensor and p.grad._version == version
                 if not ours and p.grad.any():
                     raise RuntimeError(
-                        f"a parameter of shape {list(p.shape)} has a gradient that did not come from "
+                        f"a parameter of shape {list(p.shape)} has a gradient that did not "
+                        "come from "
                         "rows.backward (a second loss.backward()?): it would be released without "
                         "noise; call optimizer.zero_grad() and pass every private loss to the rows"
                     )
@@ -105,18 +109,20 @@ def attach(
 ) -> Attached:
     """Let every `optimizer.step()` release the rows' gradient through the mechanism, once.
 
-    mechanism: `Gaussian(sigma)` or `chain(Gaussian(sigma), filter, ...)`. ledger: charged before each
-    release with (sigma, q); without one, nobody counts. sampling_probability: q; default: the plan's.
+    mechanism: `Gaussian(sigma)` or `chain(Gaussian(sigma), filter, ...)`. ledger: charged before
+    each release with (sigma, q); without one, nobody counts. sampling_probability: q; default: the
+    plan's.
 
-    Call it on the raw optimizer, before accelerate's `prepare`. Raises ValueError when the optimizer
-    holds a parameter that the rows do not cover: it would be updated un-noised.
+    Call it on the raw optimizer, before accelerate's `prepare`. Raises ValueError when the
+    optimizer holds a parameter that the rows do not cover: it would be updated un-noised.
     """
     covered = {id(p) for p in rows.parameters}
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.requires_grad and id(p) not in covered:
                 raise ValueError(
-                    f"the optimizer holds a trainable parameter of shape {list(p.shape)} that the rows "
+                    f"the optimizer holds a trainable parameter of shape {list(p.shape)} that "
+                    "the rows "
                     "do not cover: it would be updated without noise; give rows and optimizer the "
                     "same model"
                 )

@@ -42,8 +42,8 @@ class Chain:
 def chain(mechanism: Mechanism, *filters: Filter) -> Chain:
     """chain(Gaussian(sigma), filter, ...): the noise first, everything after it is post-processing.
 
-    Raises ValueError when something stands before the noise, or a second mechanism follows: a filter
-    in front of the noise would remember un-noised gradients, which no accounting covers.
+    Raises ValueError when something stands before the noise, or a second mechanism follows: a
+    filter in front of the noise would remember un-noised gradients, which no accounting covers.
     """
     for position, one in enumerate((mechanism, *filters)):
         noisy = callable(getattr(one, "privatise", None))

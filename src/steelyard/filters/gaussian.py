@@ -1,12 +1,12 @@
 """The Gaussian mechanism: released = clipped mean + sigma * sensitivity * z, z ~ N(0, I).
 
-Dwork et al. 2006; Abadi et al. 2016, arXiv 1607.00133, Algorithm 1. One draw per step, on every tensor,
-also when the batch was empty, in float32 or better.
+Dwork et al. 2006; Abadi et al. 2016, arXiv 1607.00133, Algorithm 1. One draw per step, on every
+tensor, also when the batch was empty, in float32 or better.
 
-Noise comes from generators that this object owns, seeded by the operating system unless `seed` is given
-(whoever knows the seed can subtract the noise: give one only to reproduce a test). On CPUs the numbers are
-drawn by `STREAMS` independent generators in cache-sized chunks, each stream by one thread at a time, so
-the result does not depend on the number of threads.
+Noise comes from generators that this object owns, seeded by the operating system unless `seed` is
+given (whoever knows the seed can subtract the noise: give one only to reproduce a test). On CPUs
+the numbers are drawn by `STREAMS` independent generators in cache-sized chunks, each stream by one
+thread at a time, so the result does not depend on the number of threads.
 
 Not protected against: floating-point attacks on the low bits of the sum (Mironov 2012), and torch's
 float32 normals end at 5.8 standard deviations. Source: docs/sharp_edges.md.
@@ -38,7 +38,9 @@ class Gaussian:
 
     def __init__(self, noise_multiplier: float, *, seed: int | None = None):
         if not 0 <= noise_multiplier < math.inf:
-            raise ValueError(f"the noise multiplier must be 0 or positive, found {noise_multiplier}")
+            raise ValueError(
+                f"the noise multiplier must be 0 or positive, found {noise_multiplier}"
+            )
         self.noise_multiplier = float(noise_multiplier)
         self.seeded = seed is not None
         self._root = secrets.randbits(62) if seed is None else seed
@@ -83,7 +85,10 @@ class Gaussian:
         return self._streams[device]
 
     def state_dict(self) -> dict[str, Any]:
-        """Private: whoever holds it can draw the coming noise again. Keep it with the checkpoint."""
+        """Private: whoever holds it can draw the coming noise again. Keep it with the
+
+        checkpoint.
+        """
         return {
             "root": self._root,
             "seeded": self.seeded,
@@ -94,9 +99,7 @@ class Gaussian:
         self._root, self.seeded = state["root"], state["seeded"]
         self._streams = {}
         for device, states in state["streams"].items():
-            for generator, saved in zip(
-                self._generators(device, len(states)), states, strict=True
-            ):
+            for generator, saved in zip(self._generators(device, len(states)), states, strict=True):
                 generator.set_state(saved)
 
 

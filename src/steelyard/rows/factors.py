@@ -1,7 +1,7 @@
 """Per-sample gradients of one parameter, kept in the shape they arrive in.
 
-A parameter used several times in a forward pass (tied weights, a module called twice) has one factor
-per use. Its squared row norm is the sum of all inner products, cross terms included:
+A parameter used several times in a forward pass (tied weights, a module called twice) has one
+factor per use. Its squared row norm is the sum of all inner products, cross terms included:
 
     ||sum_u g_i^u||^2 = sum_u sum_v <g_i^u, g_i^v>
 
@@ -11,7 +11,8 @@ per use. Its squared row norm is the sum of all inner products, cross terms incl
 | `Outer` | sum_p left[i, p] (x) right[i, p] | Linear, convolutions (left = dy, right = input) |
 | `OneHot` | sum_p e_{index[i, p]} (x) dy[i, p] | Embedding |
 
-"Ghost" norms never form G: <h h', dy dy'> (arXiv 2210.00038, section 2). Shapes: B samples, L positions.
+"Ghost" norms never form G: <h h', dy dy'> (arXiv 2210.00038, section 2). Shapes: B samples, L
+positions.
 """
 
 from __future__ import annotations
@@ -112,10 +113,6 @@ def weighted_sum(uses: list[Factor], weights: Tensor) -> Tensor:
 
 def inner(a: Factor, b: Factor) -> Tensor:
     """<g_i^a, g_i^b> for every sample i: [B]."""
-    if isinstance(b, Dense) and not isinstance(a, Dense):
-        return inner(b, a)
-    if isinstance(b, OneHot) and isinstance(a, Outer):
-        return inner(b, a)
     if isinstance(a, Dense):
         if isinstance(b, Dense):
             return (a.rows.flatten(1) * b.rows.flatten(1)).sum(1)
@@ -128,13 +125,15 @@ def inner(a: Factor, b: Factor) -> Tensor:
         if isinstance(b, OneHot):
             same = a.index[:, :, None] == b.index[:, None, :]
             return (same * torch.bmm(a.dy, b.dy.transpose(1, 2))).sum((1, 2))
-        # tied embedding and head: sum_{p,p'} left[p', token_p] (dy_p . right_p')
-        index = a.index[:, None, :].expand(-1, b.left.shape[1], -1)
-        picked = b.left.gather(2, index)  # [B, L_b, L_a]
-        return (picked * torch.bmm(b.right, a.dy.transpose(1, 2))).sum((1, 2))
-    assert isinstance(b, Outer)
-    left = torch.bmm(a.left, b.left.transpose(1, 2))
-    return (left * torch.bmm(a.right, b.right.transpose(1, 2))).sum((1, 2))
+        if isinstance(b, Outer):
+            # tied embedding and head: sum_{p,p'} left[p', token_p] (dy_p . right_p')
+            index = a.index[:, None, :].expand(-1, b.left.shape[1], -1)
+            picked = b.left.gather(2, index)  # [B, L_b, L_a]
+            return (picked * torch.bmm(b.right, a.dy.transpose(1, 2))).sum((1, 2))
+    if isinstance(a, Outer) and isinstance(b, Outer):
+        left = torch.bmm(a.left, b.left.transpose(1, 2))
+        return (left * torch.bmm(a.right, b.right.transpose(1, 2))).sum((1, 2))
+    return inner(b, a)  # the product is symmetric; the pairs above cover one order of each
 
 
 def _gram(x: Tensor) -> Tensor:

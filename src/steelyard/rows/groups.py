@@ -1,7 +1,8 @@
 """Clipping groups: a partition of the parameters, and each group's share R_m of the bound R.
 
-Group-wise clipping (Bu et al., arXiv 2310.19215): C_{i,m} from the norm of sample i's gradient in group
-m, with sum_m R_m^2 = R^2, so the sensitivity, the noise and the accounting are those of one group.
+Group-wise clipping (Bu et al., arXiv 2310.19215): C_{i,m} from the norm of sample i's gradient in
+group m, with sum_m R_m^2 = R^2, so the sensitivity, the noise and the accounting are those of one
+group.
 
 | `groups` | partition |
 |---|---|
@@ -27,7 +28,7 @@ Groups = str | int | Sequence[str]
 def partition(names: Mapping[str, nn.Parameter], groups: Groups) -> list[list[str]]:
     """Lists of parameter names, in the model's order; every name stands in exactly one list.
 
-    Raises ValueError for an unknown style, a pattern that matches nothing, or more blocks than layers.
+    Raises ValueError for an unknown style, a pattern that matches nothing, more blocks than layers.
     """
     if groups == "all":
         return [list(names)]

@@ -1,11 +1,12 @@
-"""Per layer type: the factors of its parameters' per-sample gradients from (input, output gradient).
+"""Per layer type: the factors of its parameters' per-sample gradients.
 
-A rule is a function `(module, x, dy, wanted) -> {parameter name: Factor}` where x [B, ...] is the layer's
-first input, dy [B, ...] the gradient of sum_i loss_i at its output (not averaged), and `wanted` the names
-of its trainable parameters. A rule serves a subclass only if that inherits `forward` unchanged.
+A rule is a function `(module, x, dy, wanted) -> {parameter name: Factor}` where x [B, ...] is the
+layer's first input, dy [B, ...] the gradient of sum_i loss_i at its output (not averaged), and
+`wanted` the names of its trainable parameters. A rule serves a subclass only if that inherits
+`forward`.
 
-Add a layer: write the rule, add a row to `RULES` (or `BY_NAME` for a class we must not import), add a
-row to the table in tests/rows/test_layers.py.
+Add a layer: write the rule, add a row to `RULES` (or to `BY_NAME` for a class we must not import),
+add a row to the table in tests/rows/test_layers.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def rule_for(module: nn.Module) -> Rule | None:
         module, nn.modules.instancenorm._InstanceNorm
     ):
         raise ValueError(
-            f"{type(module).__name__} mixes the samples of a batch, so no sample has a gradient of its "
+            f"{type(module).__name__} mixes the samples of a batch, so none has a gradient of its "
             "own: use GroupNorm (steelyard.models.replace_batchnorm, or --replace-batchnorm)"
         )
     if isinstance(module, nn.Embedding) and (module.max_norm or module.scale_grad_by_freq):
@@ -92,7 +93,10 @@ def _conv(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[st
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What each output position sees: [B, c_in * kernel, L]. One strided copy (F.unfold's is slower)."""
+    """What each output position sees: [B, c_in * kernel, L]; one strided copy, F.unfold is
+
+    slower.
+    """
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     if module.padding == "valid":
         sides = [(0, 0)] * len(kernel)

@@ -5,16 +5,16 @@ Bu, Wang, Zha, Karypis, "Differentially private optimization on large model at s
 
 | symbol | here |
 |---|---|
-| h_l, dy_l | `Use.x`, the output gradient that its tensor hook receives |
-| g_i^(m) | the factors of group m's parameters, row i |
-| C_{i,m} | `weighting.with_bound(R_m)(norms)` |
+| h_l, dy_l | `Use.x`, and the output gradient that its tensor hook receives |
+| g_i^(m) | row i of the factors of group m's parameters |
+| C_{i,m} | the weighting with bound R_m, in `ClippedSum` |
 | B | `expected_batch`: a constant, so that the divisor says nothing about who took part |
 
-    forward            hooks keep h_l
-    backward, once     autograd.grad(losses, earliest outputs): output gradients only, no weight gradient
-      per use          factors of its parameters from (h_l, dy_l)
-      group complete   norm_i = sqrt(sum ||g_i||^2), C_i = C(norm_i), sum += sum_i C_i g_i; free
-    take               sums / B with sensitivity R / B, R^2 = sum_m R_m^2
+    forward         hooks keep h_l
+    backward, once  autograd.grad(losses, earliest outputs): output gradients, no weight gradients
+      per use       factors of its parameters from (h_l, dy_l); a complete group is clipped and
+      freed
+    take            sums / B with sensitivity R / B, R^2 = sum_m R_m^2
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from steelyard.rows import proof
-from steelyard.rows.factors import Factor, squared_norms, weighted_sum
-from steelyard.rows.groups import Groups, bounds, partition
-from steelyard.rows.layers import Rule, rule_for
+from steelyard.rows.clipped_sum import ClippedSum, add_weighted
+from steelyard.rows.factors import Factor
+from steelyard.rows.groups import Groups
+from steelyard.rows.proof import Proof
 from steelyard.rows.reference import accumulator, per_row_gradients
-from steelyard.rows.tape import BatchMismatchError, Tape, Use, earliest
+from steelyard.rows.tape import BatchMismatchError, Tape, Use, earliest, find_layers
 from steelyard.types import Clipped, RowWeighting
 
 
 class PerSample:
-    """Rows = samples. Call `rows.backward(losses)` where a plain loop calls `losses.mean().backward()`.
+    """Rows = samples. `rows.backward(losses)` takes the place of `losses.mean().backward()`.
 
     model: any module whose samples do not mix. weighting: a clipping rule. expected_batch: B, the
-    expected logical batch size. groups, shares: see `steelyard.rows.groups`. engine: "auto" (the fast
-    rules; the reference engine takes over with a warning where they do not reach), "reference".
+    expected logical batch size. groups, shares: see `steelyard.rows.groups`. engine: "auto" (fast
+    rules; where they do not reach, the reference engine takes over with a warning) or "reference".
     strict: raise instead of taking over.
 
-    Guarantees: the tensors of `take` move by at most R / B (L2, all together) when one sample is added to
-    or removed from the step; un-noised sums are never put into `.grad`. On the first batches the engine
-    proves coverage and independence (`steelyard.rows.proof`).
+    Guarantees: the tensors of `take` move by at most R / B (L2, all together) when one sample is
+    added to or removed from the step; un-noised sums are never put into `.grad`. The first batches
+    prove coverage and independence (`steelyard.rows.proof`).
 
     | case | behaviour |
     |---|---|
@@ -54,7 +54,8 @@ class PerSample:
     | tied weights, module called twice | cross terms exact |
     | non-finite row | `take` raises; nothing was released |
 
-    Raises ValueError for BatchNorm and other layers that mix samples, no trainable parameter, bad groups.
+    Raises ValueError for BatchNorm and other layers that mix samples, for a model without
+    trainable parameters, and for groups that do not fit it.
     """
 
     def __init__(
@@ -73,31 +74,21 @@ class PerSample:
         if engine not in ("auto", "reference"):
             raise ValueError(f"unknown engine {engine!r}: choose auto or reference")
         self.expected_batch = float(expected_batch)
-        self._model = model
-        self._strict = strict
+        self._model, self._strict = model, strict
         self._names = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
             raise ValueError("the model has no trainable parameter: nothing to do in private")
-        lists = partition(self._names, groups)
-        self._bound = weighting.bound
-        self._groups = [
-            _Group(names, weighting.with_bound(share))
-            for names, share in zip(lists, bounds(len(lists), weighting.bound, shares), strict=True)
-        ]
-        self._group_of = {name: group for group in self._groups for name in group.names}
-        self._sums: dict[str, Tensor] = {}
-        self._finite: Tensor | None = None
+        self._sensitivity = weighting.bound / self.expected_batch
+        self._sum = ClippedSum(self._names, weighting, groups, shares, self.expected_batch)
         self._armed = False
         self._batch = 0  # samples of the backward in progress
-        self._clipping = True
-        self._proof = proof.Proof(self._names)
-        layers, uncovered = _layers(model, self._names)
-        self._tape: Tape | None = None
-        if engine == "auto":
-            if uncovered:
-                self._take_over(f"no rule for {_listed(uncovered)}")
-            else:
-                self._tape = Tape(model, layers, self._arrive)
+        self._consume = self._sum.arrive  # what becomes of the factors as they arrive
+        self._proof = Proof(self._names)
+        layers, uncovered = find_layers(model, self._names)
+        self._tape = Tape(model, layers, self._arrive)
+        self._fast = engine == "auto"
+        if self._fast and uncovered:
+            self._take_over(f"no rule for {listed(uncovered)}")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -109,8 +100,8 @@ class PerSample:
 
     @property
     def engine(self) -> str:
-        """ "book-keeping", or "reference" where that took over."""
-        return "reference" if self._tape is None else "book-keeping"
+        """`book-keeping`, or `reference` where that took over."""
+        return "book-keeping" if self._fast else "reference"
 
     @property
     def armed(self) -> bool:
@@ -121,53 +112,52 @@ class PerSample:
         """Add the clipped rows of these losses [B] to the step's sums.
 
         losses[i] must be a function of sample i alone (for sequences: a sum or mean over its own
-        tokens), not divided by the batch size. Raises ValueError otherwise.
+        tokens), not divided by the batch size. Raises ValueError otherwise; the step's sums are
+        then dropped.
         """
         try:
             self._check(losses)
             if len(losses) > 0:
                 self._batch = len(losses)
-                self._prove_then_add(losses)
+                if not self._proof.done:
+                    self._prove(losses)
+                self._add(losses)
             self._armed = True
         except BaseException:
             self.discard()
             raise
         finally:
-            if self._tape is not None:
-                self._tape.clear()
+            self._tape.clear()
 
     def take(self) -> Clipped:
-        """The step's clipped mean, and disarm. Raises FloatingPointError if a row was not finite."""
+        """The step's clipped mean; disarms. Raises FloatingPointError if a row was not finite."""
         if not self._armed:
             raise RuntimeError("no rows.backward(losses) since the last step")
-        finite = self._finite is None or bool(self._finite)
-        tensors = [
-            self._sums[name]
-            if name in self._sums
-            else torch.zeros_like(p, dtype=accumulator(p), memory_format=torch.contiguous_format)
-            for name, p in self._names.items()
-        ]
+        finite, sums = self._sum.finite, self._sum.sums
         self.discard()
         if not finite:
             raise FloatingPointError(
                 "a sample's gradient is not finite (nan or inf): check the inputs, or lower the "
                 "learning rate; nothing was released"
             )
-        return Clipped(tensors, self._bound / self.expected_batch)
+        tensors = [
+            sums[name]
+            if name in sums
+            else torch.zeros(p.shape, dtype=accumulator(p), device=p.device)
+            for name, p in self._names.items()
+        ]
+        return Clipped(tensors, self._sensitivity)
 
     def discard(self) -> None:
         """Forget the forwards and the sums since the last step."""
-        self._sums, self._finite, self._armed = {}, None, False
-        for group in self._groups:
-            group.reset(0)
-        if self._tape is not None:
-            self._tape.clear()
+        self._armed = False
+        self._sum.clear()
+        self._tape.clear()
 
     def close(self) -> None:
         """Remove every hook from the model."""
         self.discard()
-        if self._tape is not None:
-            self._tape.close()
+        self._tape.close()
 
     def __enter__(self) -> Self:
         return self
@@ -175,7 +165,7 @@ class PerSample:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- one backward ---------------------------------------------------------------------------
+    # -- one backward ------------------------------------------------------------------------
 
     def _check(self, losses: Tensor) -> None:
         if losses.dim() != 1:
@@ -187,101 +177,65 @@ class PerSample:
             raise ValueError("losses do not depend on a trainable parameter (no grad_fn)")
         now = [n for n, p in self._model.named_parameters() if p.requires_grad]
         if now != list(self._names):
-            changed = set(now) ^ set(self._names)
+            changed = sorted(set(now) ^ set(self._names))
             raise ValueError(
-                f"requires_grad changed since the rows were made: {_listed(sorted(changed))}; close "
-                "them and make new ones"
+                f"requires_grad changed since the rows were made, for {listed(changed)}: close the "
+                "rows and make new ones"
             )
 
-    def _prove_then_add(self, losses: Tensor) -> None:
-        if not self._proof.done:
-            self._proof.independence(losses, self._frontier(losses))
-            if self._tape is not None:
-                reason = self._coverage(losses)
-                if reason:
-                    self._take_over(reason)
-        if self._tape is None:
-            factors = per_row_gradients(losses, self.parameters)
-            for group in self._groups:
-                group.reset(0)
-            for name, factor in zip(self._names, factors, strict=True):
-                self._group_of[name].factors[name] = [factor]
-            self._finish()
+    def _add(self, losses: Tensor) -> None:
+        if self._fast:
+            self._sum.start(use.wanted.values() for use in self._tape.uses)
+            self._pass(losses, retain=False)
         else:
-            self._run(losses, retain=False)
+            self._sum.start([])
+            rows = per_row_gradients(losses, self.parameters)
+            self._sum.start([self._names])
+            self._sum.arrive(dict(zip(self._names, rows, strict=True)))
+        self._sum.finish()
 
-    def _run(self, losses: Tensor, *, retain: bool) -> None:
-        assert self._tape is not None
-        uses = self._tape.uses
-        for group in self._groups:
-            group.reset(sum(1 for use in uses if group in self._fed_by(use)))
-        self._tape.replaying = True
-        try:
-            edges = self._frontier(losses)
-            if edges:
-                ones = torch.ones_like(losses)
-                torch.autograd.grad(losses, edges, ones, retain_graph=retain)
-        finally:
-            self._tape.replaying = False
-        self._finish()
-
-    def _frontier(self, losses: Tensor) -> Sequence:
-        return earliest(losses, self._tape.uses) if self._tape is not None else []
-
-    def _arrive(self, use: Use, dy: Tensor) -> None:
-        """A tensor hook: the output gradient of one use is complete."""
-        if self._tape is None or not self._tape.replaying:
-            return  # somebody else's backward
-        with torch.no_grad():
-            for name, factor in use.factors(dy, self._batch).items():
-                self._group_of[name].factors.setdefault(name, []).append(factor)
-            for group in self._fed_by(use):
-                group.pending -= 1
-                if group.pending == 0:
-                    self._close_group(group)
-
-    def _fed_by(self, use: Use) -> list[_Group]:
-        return list(dict.fromkeys(self._group_of[name] for name in use.wanted.values()))
+    def _pass(self, losses: Tensor, *, retain: bool) -> None:
+        """One backward through the graph that only brings output gradients to `_arrive`."""
+        edges = earliest(losses, self._tape.uses)
+        if not edges:
+            return
+        with self._tape.replay():
+            torch.autograd.grad(losses, edges, torch.ones_like(losses), retain_graph=retain)
 
     @torch.no_grad()
-    def _finish(self) -> None:
-        for group in self._groups:  # uses that the losses do not depend on never arrive
-            if group.factors:
-                self._close_group(group)
+    def _arrive(self, use: Use, dy: Tensor) -> None:
+        """A tensor hook: the output gradient of one use is complete."""
+        if self._tape.replaying:  # otherwise it is somebody else's backward
+            self._consume(use.factors(dy, self._batch))
 
-    def _close_group(self, group: _Group) -> None:
-        """Norm, clip, contract and free one group."""
-        factors, group.factors = group.factors, {}
-        if self._clipping:
-            squares = [squared_norms(uses) for uses in factors.values()]
-            norms = torch.stack(squares).sum(0).sqrt()  # [B]
-            finite = torch.isfinite(norms).all()
-            self._finite = finite if self._finite is None else self._finite & finite
-            weights = group.weighting(norms) / self.expected_batch
+    # -- the first batches -------------------------------------------------------------------
+
+    def _prove(self, losses: Tensor) -> None:
+        self._proof.independence(losses, earliest(losses, self._tape.uses))
+        if self._fast:
+            reason = self._difference(losses)
+            if reason:
+                self._take_over(reason)
         else:
-            weights = torch.ones(self._batch, device=self.parameters[0].device)
-        while factors:
-            name, uses = factors.popitem()
-            weights = weights.to(_dtype(uses[0]))
-            total = weighted_sum(uses, weights)
-            del uses
-            if name in self._sums:
-                self._sums[name] += total
-            else:
-                self._sums[name] = total
+            self._proof.count()
 
-    # -- the first batches ----------------------------------------------------------------------
+    def _difference(self, losses: Tensor) -> str | None:
+        """What differs between the plain sum of the rows and autograd's gradient, if anything."""
+        sums: dict[str, Tensor] = {}
 
-    def _coverage(self, losses: Tensor) -> str | None:
-        """Compare the plain sum of the rows with autograd's gradient; None, or what is wrong."""
-        sums, self._sums, self._clipping = self._sums, {}, False
+        def consume(factors: dict[str, Factor]) -> None:
+            dtype = accumulator(losses)
+            ones = torch.ones(self._batch, device=losses.device, dtype=dtype)
+            add_weighted(sums, {name: [factor] for name, factor in factors.items()}, ones)
+
+        self._consume = consume
         try:
-            self._run(losses, retain=True)
-            return self._proof.coverage(losses, self._sums)
+            self._pass(losses, retain=True)
         except BatchMismatchError as error:
             return str(error)
         finally:
-            self._sums, self._clipping = sums, True
+            self._consume = self._sum.arrive
+        return self._proof.coverage(losses, sums)
 
     def _take_over(self, reason: str) -> None:
         if self._strict:
@@ -289,51 +243,9 @@ class PerSample:
         warnings.warn(
             f"{reason}: the reference engine takes over, one backward pass per sample (slow, exact)"
         )
-        if self._tape is not None:
-            self._tape.close()
-        self._tape = None
+        self._fast = False
 
 
-class _Group:
-    """Parameters clipped together, and the factors that have arrived so far."""
-
-    def __init__(self, names: list[str], weighting: RowWeighting):
-        self.names, self.weighting = names, weighting
-        self.factors: dict[str, list[Factor]] = {}
-        self.pending = 0
-
-    def reset(self, pending: int) -> None:
-        self.factors, self.pending = {}, pending
-
-
-def _layers(
-    model: nn.Module, names: dict[str, nn.Parameter]
-) -> tuple[dict[str, tuple[nn.Module, Rule, dict[str, str]]], list[str]]:
-    """Layers with a rule and a trainable parameter, and the trainable parameters of all others."""
-    canonical = {id(p): n for n, p in names.items()}
-    layers: dict[str, tuple[nn.Module, Rule, dict[str, str]]] = {}
-    uncovered: list[str] = []
-    for path, module in model.named_modules():
-        try:
-            rule = rule_for(module)
-        except ValueError as error:
-            raise ValueError(f"layer {path!r}: {error}") from None
-        own = {
-            local: canonical[id(p)]
-            for local, p in module.named_parameters(recurse=False)
-            if id(p) in canonical
-        }
-        if own and rule is None:
-            uncovered += own.values()
-        elif own and rule is not None:
-            layers[path] = (module, rule, own)
-    return layers, uncovered
-
-
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _dtype(factor: Factor) -> torch.dtype:
-    return getattr(factor, "rows", getattr(factor, "left", getattr(factor, "dy", None))).dtype

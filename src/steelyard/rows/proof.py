@@ -2,11 +2,11 @@
 
 | claim | test | on failure |
 |---|---|---|
-| coverage | sum of the engine's rows == autograd's gradient, for each parameter | the reference engine takes over |
-| independence | the first half's losses have no gradient at the second half's layer outputs | ValueError |
+| coverage | sum of the rows == autograd's gradient, per parameter | slow engine takes over |
+| independence | half of the losses have no gradient at the other half's layers | ValueError |
 
-A parameter whose gradient is exactly zero (LoRA's A while B = 0) proves nothing yet, so the proof is
-repeated on up to three batches.
+A parameter whose gradient is exactly zero (LoRA's A while B = 0) proves nothing yet, so the proof
+is repeated on up to three batches.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class Proof:
     def done(self) -> bool:
         return not self._open or self._batches >= BATCHES
 
+    def count(self) -> None:
+        """One batch less to prove on."""
+        self._batches += 1
+
     def independence(self, losses: Tensor, edges: Sequence[GradientEdge]) -> None:
         """Raises ValueError when losses of one half of the batch move with samples of the other."""
         half = len(losses) // 2
@@ -45,15 +49,16 @@ class Proof:
                 continue
             if gradient[half:].any():
                 raise ValueError(
-                    "a sample's loss depends on other samples of the batch (a mean over all tokens? a "
-                    "batch statistic? a position index without batch dimension?): no sample has a "
-                    "gradient of its own, so it cannot be protected; make losses[i] a function of "
+                    "a sample's loss depends on other samples of the batch (a mean over all "
+                    "tokens? "
+                    "a batch statistic? a position index without batch dimension?): no sample has "
+                    "a gradient of its own, so none can be protected; make losses[i] a function of "
                     "sample i alone"
                 )
 
     def coverage(self, losses: Tensor, sums: Mapping[str, Tensor]) -> str | None:
         """None if `sums` (rows with weight one) are autograd's gradients, else what differs."""
-        self._batches += 1
+        self.count()
         parameters = list(self._names.values())
         gradients = torch.autograd.grad(
             losses.sum(), parameters, retain_graph=True, allow_unused=True
@@ -70,12 +75,12 @@ class Proof:
         for name, gradient in truth.items():
             tolerance = _tolerance(gradient, sums[name])
             size = float(gradient.norm())
-            # analytically zero gradients (a key's bias under softmax) are rounding noise: an absolute floor
+            # gradients that are zero but for rounding (a key's bias under softmax) need a floor
             error = float((sums[name] - gradient).norm())
             if not error <= tolerance * max(size, 1e-2 * scale):
                 return (
                     f"the rows of parameter {name!r} do not sum to its gradient (relative error "
-                    f"{error / max(size, 1e-30):.1e}), so it is also used outside its layer's forward"
+                    f"{error / max(size, 1e-30):.1e}): is it also used outside its layer's forward?"
                 )
             if size > 0:
                 self._open.discard(name)

@@ -1,7 +1,8 @@
 """Poisson batches: every sample joins every step independently with probability q = B / n.
 
-The privacy accounting is for exactly this. Batch sizes vary, an empty batch is a step like any other, and
-the divisor stays the expected B. A logical batch is cut into micro-batches to fit into memory.
+The privacy accounting is for exactly this. Batch sizes vary, an empty batch is a step like any
+other, and the divisor stays the expected B. A logical batch is cut into micro-batches to fit into
+memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 
 class PoissonSampler(Sampler[list[int]]):
-    """A batch sampler of `steps` Poisson batches over range(n); resumes where `state_dict` was taken.
+    """A batch sampler of `steps` Poisson batches over range(n); resumes where `state_dict` was
+    taken.
 
     The generator is owned, seeded by the operating system unless `seed` is given: who took part is
     part of what the privacy amplification hides.
@@ -24,9 +26,7 @@ class PoissonSampler(Sampler[list[int]]):
     Raises ValueError when not 0 < q <= 1, or n < 1.
     """
 
-    def __init__(
-        self, n: int, sampling_probability: float, steps: int, *, seed: int | None = None
-    ):
+    def __init__(self, n: int, sampling_probability: float, steps: int, *, seed: int | None = None):
         if n < 1:
             raise ValueError(f"a private data set needs at least one sample, found {n}")
         if not 0 < sampling_probability <= 1:
@@ -67,7 +67,10 @@ class PoissonSampler(Sampler[list[int]]):
 
 
 def microbatches(batch: Tensor, size: int) -> Sequence[Tensor]:
-    """One logical batch of indices in pieces of at most `size`; an empty batch is one empty piece."""
+    """One logical batch of indices in pieces of at most `size`; an empty batch is one empty
+
+    piece.
+    """
     return batch.split(size) if len(batch) else [batch]
 
 
@@ -76,8 +79,9 @@ def poisson_loader(
 ) -> DataLoader[Any]:
     """A DataLoader of Poisson batches; an empty one has the structure of the others, length 0.
 
-    options: passed on to `torch.utils.data.DataLoader` (num_workers, pin_memory, ...). A state taken
-    while workers prefetch is ahead of the batches seen: resume from a loader with num_workers=0.
+    options: passed on to `torch.utils.data.DataLoader` (num_workers, pin_memory, ...). A state
+    taken while workers prefetch is ahead of the batches seen: resume from a loader with
+    num_workers=0.
     """
     collate = options.pop("collate_fn", default_collate)
     example = dataset[0]

@@ -1,13 +1,15 @@
 """What happened in the forward pass: a list of uses, one per call of a layer with a rule.
 
-Forward hooks keep each use's detached input and its output's place in the graph; a tensor hook hands over
-the output gradient when a backward pass reaches it. Nothing is patched or wrapped; `close` removes all hooks.
+Forward hooks keep each use's detached input and its output's place in the graph; a tensor hook
+hands over the output gradient when a backward pass reaches it. Nothing is patched or wrapped;
+`close` removes all hooks.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from steelyard.rows.factors import Factor
-from steelyard.rows.layers import Rule
+from steelyard.rows.layers import Rule, rule_for
 
 MAX_FORWARDS = 64
 
@@ -40,8 +42,8 @@ class Use:
             raise RuntimeError(f"the input of layer {self.layer!r} was changed in place after use")
         if x.shape[0] != batch or dy.shape[0] != batch:
             raise BatchMismatchError(
-                f"layer {self.layer!r} saw a first dimension of {x.shape[0]} where there are {batch} "
-                "losses: the first dimension must be the sample"
+                f"layer {self.layer!r} saw a first dimension of {x.shape[0]} where there are "
+                f"{batch} losses: the first dimension must be the sample"
             )
         if dy.dtype in (torch.float16, torch.bfloat16):
             dy = dy.float()
@@ -61,11 +63,11 @@ class Tape:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, tuple[nn.Module, Rule, Mapping[str, str]]],
+        layers: Layers,
         arrive: Callable[[Use, Tensor], None],
     ):
         self.uses: list[Use] = []
-        self.replaying = False  # inside a backward: a recomputed forward must not be recorded again
+        self.replaying = False
         self._arrive = arrive
         self._batch: int | None = None
         self._forwards = 0
@@ -77,6 +79,15 @@ class Tape:
                 module.register_forward_pre_hook(partial(_expand, me), with_kwargs=True),
                 module.register_forward_hook(record, with_kwargs=True),
             ]
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside, hooks hand over output gradients, and a recomputed forward is not recorded."""
+        self.replaying = True
+        try:
+            yield
+        finally:
+            self.replaying = False
 
     def clear(self) -> None:
         self.uses = []
@@ -141,6 +152,35 @@ def _record(
 ) -> Tensor | None:
     x = args[0] if args else next(iter(kwargs.values()))
     return tape.record(Use(name, module, rule, wanted), x, output)
+
+
+Layers = dict[str, tuple[nn.Module, Rule, dict[str, str]]]
+
+
+def find_layers(model: nn.Module, names: Mapping[str, nn.Parameter]) -> tuple[Layers, list[str]]:
+    """Layers with a rule and a trainable parameter, and the trainable parameters of all others.
+
+    names: the trainable parameters by their name in the model. Raises ValueError, naming the layer,
+    for one that no per-sample rule can serve.
+    """
+    canonical = {id(p): n for n, p in names.items()}
+    layers: Layers = {}
+    uncovered: list[str] = []
+    for path, module in model.named_modules():
+        try:
+            rule = rule_for(module)
+        except ValueError as error:
+            raise ValueError(f"layer {path!r}: {error}") from None
+        own = {
+            local: canonical[id(p)]
+            for local, p in module.named_parameters(recurse=False)
+            if id(p) in canonical
+        }
+        if own and rule is None:
+            uncovered += own.values()
+        elif own and rule is not None:
+            layers[path] = (module, rule, own)
+    return layers, uncovered
 
 
 def earliest(losses: Tensor, uses: list[Use]) -> list[GradientEdge]:

@@ -1,7 +1,7 @@
 """What the papers claim beside what we measured: recipes in claims/, committed results beside them.
 
-A claim is claims/<name>.py with a function `run() -> dict` that returns one row, and claims/<name>.json,
-the committed row:
+A claim is claims/<name>.py with a function `run() -> dict` that returns one row, and
+claims/<name>.json, the committed row:
 
     paper, claim, topic, published, setting, numbers, baselines, seeds, verdict, cost_s, command
 """
@@ -58,7 +58,8 @@ def measure(name: str) -> dict[str, Any]:
         hint = did_you_mean(name, known)
         raise ValueError(f"unknown claim {name!r}{hint} there are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"steelyard_claim_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     began = time.monotonic()

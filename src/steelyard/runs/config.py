@@ -18,8 +18,8 @@ class TrainConfig:
 
     epsilon None: no privacy. Exactly one of epochs (passes over the data in expectation) and steps.
     batch: expected logical batch, cut into pieces of micro_batch samples. average: decay of an
-    exponential moving average of the weights, which is then what is evaluated and saved (None: off).
-    noise_seed: only to reproduce a run exactly; whoever knows it can subtract the noise.
+    exponential moving average of the weights, which is then what is evaluated and saved (None:
+    off). noise_seed: only to reproduce a run exactly; whoever knows it can subtract the noise.
 
     Raises ValueError for a value out of range: one line with the value and the fix.
     """

@@ -2,12 +2,13 @@
 
     for step in steps:
         actions that are due at this step
-        Poisson batch -> micro-batches -> rows.backward(losses)       (not private: losses.backward())
-        optimizer.step()                                              (hook: pay, noise, filter)
+        Poisson batch -> micro-batches -> rows.backward(losses)   (not private: losses.backward())
+        optimizer.step()                                          (hook: pay, noise, filter)
         events, evaluation, checkpoint
 
-Everything that decides the next step is in the checkpoint (model, optimizer, filters, ledger, sampler,
-schedule, averages, random states), so a resumed run is bit for bit the run that was not interrupted.
+Everything that decides the next step is in the checkpoint (model, optimizer, filters, ledger,
+sampler, schedule, averages, random states), so a resumed run is bit for bit the run that was not
+interrupted.
 """
 
 from __future__ import annotations
@@ -179,7 +180,10 @@ class Training:
         return measured
 
     def _one_step(self) -> tuple[int, float | None]:
-        """One optimizer step on one logical batch: how many samples, and (not private) their loss."""
+        """One optimizer step on one logical batch: how many samples, and (not private) their
+
+        loss.
+        """
         indices = self.sampler.draw()
         total = 0.0
         for piece in microbatches(indices, self.config.micro_batch):

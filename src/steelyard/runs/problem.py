@@ -7,7 +7,7 @@ Inputs are scaled by fixed constants, never by statistics of the private data.
 | image | cnn, vit, mlp, Hugging Face | one image, scaled to [-1, 1] | cross-entropy |
 | features | mlp | one row, sign(x) log(1 + |x|) | cross-entropy |
 | text with labels | Hugging Face | one text | cross-entropy |
-| text | gpt (bytes), Hugging Face (its tokens) | one chunk of `length` tokens | mean over its tokens |
+| text | gpt (bytes), Hugging Face (its tokens) | a chunk of `length` tokens | mean over tokens |
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ PADDING = 256
 class Problem:
     """A model and its data, on one device when it is asked for batches.
 
-    train_x, test_x: uint8 images [n, C, H, W], float features [n, d], or int64 tokens [n, T] (language:
-    [n, T + 1]). train_y, test_y: int64 [n]; None for language. `notes`: sentences for the ledger.
+    train_x, test_x: uint8 images [n, C, H, W], float features [n, d], or int64 tokens [n, T]
+    (language: [n, T + 1]). train_y, test_y: int64 [n]; None for language. `notes`: sentences for
+    the ledger.
     """
 
     model: nn.Module
@@ -105,7 +106,8 @@ def make_problem(config: TrainConfig) -> Problem:
     if table.kind == "text":
         if own and config.model != "gpt":
             raise ValueError(
-                f"{config.model!r} does not read text, and {config.data!r} is text: use gpt (bytes) or "
+                f"{config.model!r} does not read text, and {config.data!r} is text: use gpt "
+                "(bytes) or "
                 "a Hugging Face model such as minilm"
             )
         labelled = table.train_y is not None and not own
@@ -128,7 +130,8 @@ def make_problem(config: TrainConfig) -> Problem:
     if config.private and normalised:
         if not config.replace_batchnorm:
             raise ValueError(
-                f"layer {normalised[0]!r} is a BatchNorm: it mixes the samples of a batch, so none can be "
+                f"layer {normalised[0]!r} is a BatchNorm: it mixes the samples of a batch, so "
+                "none can be "
                 "protected; --replace-batchnorm puts GroupNorm in its place"
             )
         models.replace_batchnorm(model)
@@ -137,7 +140,8 @@ def make_problem(config: TrainConfig) -> Problem:
         test_x, _ = _tokens(table.test_x, task, config.length, tokenizer)
         if task.kind == "language":
             notes.append(
-                f"the unit of protection is one chunk of {config.length} tokens, not a whole document"
+                f"the unit of protection is one chunk of {config.length} tokens, not a whole "
+                "document"
             )
     else:
         train_x, test_x = _array(table, table.train_x, notes), _array(table, table.test_x, [])
@@ -156,7 +160,10 @@ def make_problem(config: TrainConfig) -> Problem:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, else the CPU. Raises ValueError for one that is not there."""
+    """ "auto" is the first CUDA device, else the CPU. Raises ValueError for one that is not
+
+    there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

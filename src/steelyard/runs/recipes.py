@@ -33,7 +33,8 @@ from steelyard.runs.trackers import find_tracker
 
 Note = Callable[[str], None]
 
-# Tuned once for each side with equal effort (docs/experiments.md); the cost of tuning is not charged.
+# Tuned once for each side with equal effort (docs/experiments.md); the cost of tuning is not
+# charged.
 DEFAULT = TrainConfig(
     model="cnn",
     data="fashion-mnist-small",
@@ -133,7 +134,8 @@ def train(
     """
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise ValueError(
-            f"the output folder {str(out)!r} exists already: choose another --out, or continue it with "
+            f"the output folder {str(out)!r} exists already: choose another --out, or continue "
+            "it with "
             f"--resume {out}"
         )
     problem = make_problem(config)
@@ -353,4 +355,13 @@ def _report(out: Path) -> Path:
     return write_report(out)
 
 
-__all__ = ["DEFAULT", "DEFAULT_BASELINE", "Interrupted", "Preview", "preview", "resume", "settle", "train"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_BASELINE",
+    "Interrupted",
+    "Preview",
+    "preview",
+    "resume",
+    "settle",
+    "train",
+]

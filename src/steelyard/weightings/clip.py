@@ -3,13 +3,14 @@
 | rule | C(||g||) | source |
 |---|---|---|
 | `FlatClip` | min(1, R / ||g||) | Abadi et al. 2016, arXiv 1607.00133, Algorithm 1 |
-| `AutoClip` (AUTO-S) | R / (||g|| + zeta), zeta = 0.01 | Bu et al. 2023, arXiv 2206.07136, eq. (4.1) |
+| `AutoClip` (AUTO-S) | R / (||g|| + zeta), zeta = 0.01 | Bu et al. 2023, arXiv 2206.07136 |
 | `AutoClip(stability=0)` (AUTO-V) | R / ||g|| | the same, AUTO-V |
 | `NormalizedClip` | R / (r + ||g||), r of the order of ||g|| | Yang et al. 2022, arXiv 2206.13033 |
 | `GlobalClip` | 1 if ||g|| <= R else 0 | Bu et al. 2023, arXiv 2106.07830 |
 
-Guarantee of all: C(||g||) * ||g|| <= R for every finite norm, so adding or removing one sample moves
-the sum by at most R. C(0) is finite (AUTO-V: 0). A norm that is not finite is the engine's error.
+Guarantee of all: C(||g||) * ||g|| <= R for every finite norm, so adding or removing one sample
+moves the sum by at most R. C(0) is finite (AUTO-V: 0). A norm that is not finite is the engine's
+error.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class AutoClip(_Bounded):
 
 @dataclass(frozen=True)
 class NormalizedClip(AutoClip):
-    """C = R / (r + ||g||): normalised gradients with a regulariser r that keeps small ones small."""
+    """C = R / (r + ||g||): normalised gradients; the regulariser r keeps small ones small."""
 
     stability: float = 0.1
 

@@ -1,0 +1,113 @@
+"""Sums of clipped rows, group by group: norm, clip, contract and free as soon as a group is
+complete.
+
+    norm_{i,m} = sqrt(sum of group m's parameters ||g_i||^2),   C_{i,m} = C_{R_m}(norm_{i,m})
+    sum_m     += sum_i C_{i,m} g_i^(m) / B
+
+Book-keeping, arXiv 2210.00038, section 3; groups, arXiv 2310.19215. With one group all factors are
+held until the backward pass is over; with many, each is freed inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.rows.factors import Factor, squared_norms, weighted_sum
+from steelyard.rows.groups import Groups, bounds, partition
+from steelyard.types import RowWeighting
+
+
+class ClippedSum:
+    """Accumulates the clipped sums of one optimizer step over any number of backward passes.
+
+    `start` says which parameters every coming use feeds, `arrive` brings one use's factors,
+    `finish` ends the pass. After it, `sums` holds one tensor per parameter reached so far (divided
+    by B), and `finite` whether every row's norm was.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[str, nn.Parameter],
+        weighting: RowWeighting,
+        groups: Groups,
+        shares: Sequence[float] | None,
+        expected_batch: float,
+    ):
+        lists = partition(names, groups)
+        limits = bounds(len(lists), weighting.bound, shares)
+        self._groups = [
+            _Group(weighting.with_bound(limit)) for _, limit in zip(lists, limits, strict=True)
+        ]
+        self._group_of = {
+            name: group for group, of in zip(self._groups, lists, strict=True) for name in of
+        }
+        self._scale = 1.0 / expected_batch
+        self.sums: dict[str, Tensor] = {}
+        self._finite: Tensor | None = None
+
+    @property
+    def finite(self) -> bool:
+        return self._finite is None or bool(self._finite)
+
+    def clear(self) -> None:
+        self.sums, self._finite = {}, None
+        self.start([])
+
+    def start(self, feeds: Iterable[Iterable[str]]) -> None:
+        for group in self._groups:
+            group.factors, group.pending = {}, 0
+        for names in feeds:
+            for group in self._fed(names):
+                group.pending += 1
+
+    def arrive(self, factors: Mapping[str, Factor]) -> None:
+        for name, factor in factors.items():
+            self._group_of[name].factors.setdefault(name, []).append(factor)
+        for group in self._fed(factors):
+            group.pending -= 1
+            if group.pending == 0:
+                self._close(group)
+
+    def finish(self) -> None:
+        """Close the groups of which some use was not reached by the losses."""
+        for group in self._groups:
+            if group.factors:
+                self._close(group)
+
+    def _fed(self, names: Iterable[str]) -> list[_Group]:
+        return list(dict.fromkeys(self._group_of[name] for name in names))
+
+    @torch.no_grad()
+    def _close(self, group: _Group) -> None:
+        factors, group.factors = group.factors, {}
+        squares = [squared_norms(uses) for uses in factors.values()]
+        norms = torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()  # [B]
+        finite = torch.isfinite(norms).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        weights = group.weighting(norms) * self._scale
+        add_weighted(self.sums, factors, weights)
+
+
+class _Group:
+    """Parameters clipped together, and the factors that have arrived so far."""
+
+    def __init__(self, weighting: RowWeighting):
+        self.weighting = weighting
+        self.factors: dict[str, list[Factor]] = {}
+        self.pending = 0
+
+
+def add_weighted(
+    sums: dict[str, Tensor], factors: dict[str, list[Factor]], weights: Tensor
+) -> None:
+    """sums[name] += sum_i w_i g_i for each parameter; the factors are consumed, to free memory."""
+    while factors:
+        name, uses = factors.popitem()
+        total = weighted_sum(uses, weights)
+        if name in sums:
+            sums[name] += total
+        else:
+            sums[name] = total
