@@ -1,0 +1,94 @@
+"""Write the report of a run: report.html, curves.png and curves.csv into its folder."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+
+from steelyard.report import tables, words
+from steelyard.report.curves import both, label, panels
+from steelyard.report.numerals import above, cell, sup
+from steelyard.report.read import Record, Run, number, read_run
+from steelyard.report.summary import summarize
+from steelyard.runs.files import write_atomically
+
+HERE = Path(__file__).parent
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html, curves.png and curves.csv beside the run's files; the page's path.
+
+    Guarantees: the page is one file without script that fetches nothing; a file is replaced whole
+    or not at all; nothing is shown that the run computed from private data without noise, but for
+    what its ledger calls unprotected and for the comparison in baseline/.
+    Raises: ValueError, one line, where a file of the run is missing or cannot be read.
+    """
+    from steelyard.report.plots import png
+
+    folder = Path(run_folder)
+    run = read_run(folder)
+    contents = {
+        "curves.csv": tables.csv_text(run).encode(),
+        "curves.png": png(panels(run, summarize(run).target)),
+        "report.html": html(run).encode(errors="replace"),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return folder / "report.html"
+
+
+def html(run: Run) -> str:
+    """The page as text: a function of the run's files alone."""
+    import jinja2
+    from markupsafe import Markup
+
+    from steelyard.report.plots import svg
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cell=cell, above=above, sup=sup)
+    summary = summarize(run)
+    charts = panels(run, summary.target)
+    return environment.get_template("template.html").render(
+        run=run,
+        s=summary,
+        w=words,
+        t=tables,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        charts={panel.key: panel for panel in charts},
+        drawn={panel.key: Markup(svg(panel)) for panel in charts},
+        cards=tables.cards(summary),
+        tables=[(label(one), *tables.evaluations(one)) for one in both(run) if one.of_kind("eval")],
+        clip=tables.clip_statistics(run),
+        command=_command(run.config.get("command")),
+        date=_date(run.start),
+        poise=_poise(summary.epsilon),
+    )
+
+
+def _command(recorded: object) -> str | None:
+    if isinstance(recorded, list):
+        return shlex.join(str(word) for word in recorded)
+    return None if recorded is None else str(recorded)
+
+
+def _date(start: Record) -> str:
+    """The day the run began, in UTC; empty if it is not recorded."""
+    time = number(start.get("time"))
+    if time is None or not 0 < time < 4e9:
+        return ""
+    return datetime.fromtimestamp(time, tz=UTC).strftime("%d %B %Y").lstrip("0")
+
+
+def _poise(epsilon: float | None) -> float | None:
+    """Where the weight hangs on the beam: log10(epsilon) from 0.1 (0) to 100 (1), clamped."""
+    if epsilon is None:
+        return None
+    return min(1.0, max(0.0, (math.log10(max(epsilon, 1e-9)) + 1.0) / 3.0))

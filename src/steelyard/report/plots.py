@@ -1,0 +1,157 @@
+"""Draw the panels with matplotlib: each as an SVG string for the page, all as one PNG.
+
+The SVG is drawn once in colours that name roles, which are then replaced by CSS variables of the
+page, so that one drawing serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from steelyard.report.curves import Panel, Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LIGHT = {  # as in style.css; here for the PNG
+    "ink": "#1d2125",
+    "muted": "#5b636c",
+    "line": "#dcd8ce",
+    "private": "#0b6868",
+    "plain": "#9c440d",
+    "brass": "#84610f",
+}
+MARKERS = {role: f"#0a0b{at:02x}" for at, role in enumerate(LIGHT, start=1)}
+SIZE = (4.15, 2.75)  # inches; on the page the drawing is scaled to the column
+DASHES = {"private": "-", "plain": (0, (5, 2))}  # apart in black and white, too
+
+
+def svg(panel: Panel) -> str:
+    """One panel as an <svg> element to be put into HTML: no namespace, no style sheet, no script.
+
+    Guarantees: every colour is `var(--role)`; ids start with the panel's key; the same panel gives
+    the same text.
+    """
+    from matplotlib.figure import Figure
+
+    with _style(panel.key):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        _draw(figure.subplots(), panel, MARKERS)
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return _for_page(out.getvalue(), panel.key)
+
+
+def png(panels: Sequence[Panel]) -> bytes:
+    """All panels side by side on white paper, with titles; a blank strip if there are none."""
+    from matplotlib.figure import Figure
+
+    with _style("png"):
+        columns = max(1, len(panels))
+        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] + 0.35), dpi=160)
+        figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
+        for axes, panel in zip(figure.subplots(1, columns, squeeze=False)[0], panels, strict=False):
+            _draw(axes, panel, LIGHT)
+            title = panel.title[0].upper() + panel.title[1:]
+            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
+        if not panels:
+            figure.axes[0].set_axis_off()
+        out = io.BytesIO()
+        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    """matplotlib's own defaults whatever the user's are, text as text, reproducible ids."""
+    import matplotlib.style
+
+    ours = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 10.5}
+    with matplotlib.style.context(["default", ours]):
+        yield
+
+
+def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    last = max(line.points[-1][0] for line in panel.lines)
+    axes.set_xlim(0, last or 1.0)
+    axes.set_ylim(panel.low, panel.high)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=last > 5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x:,.4g}" if x < 1e4 else f"{x:,.0f}")
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}{panel.unit}"))
+    axes.set_xlabel(panel.clock, loc="right", color=colors["muted"], labelpad=1)
+    axes.grid(axis="y", color=colors["line"], linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=colors["muted"], color=colors["line"], pad=5)
+    axes.tick_params(axis="x", length=3)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_edgecolor(colors["muted"])
+        spine.set_linewidth(0.8)
+    if panel.mark is not None:
+        value, name = panel.mark
+        axes.axhline(value, color=colors["brass"], linewidth=1.1, linestyle=(0, (2, 2)))
+        _text(axes, f"{name} {value:.3g}", (0, value), 5, colors["brass"], "left")
+    ends = [line.ends[1] for line in panel.lines]
+    for line, end, (anchor, rise) in zip(panel.lines, ends, _places(panel, ends), strict=True):
+        color = colors[line.role]
+        axes.plot(*zip(*line.points, strict=True), color=color, lw=1.9, ls=DASHES[line.role])
+        axes.plot(*end, marker="o", markersize=4.5, color=color, clip_on=False, zorder=5)
+        side = "right" if end[0] > 0.7 * last else "left"  # a run that stopped early
+        _text(axes, f"{line.label} {panel.shown(end[1])}", anchor, rise, color, side)
+
+
+def _places(panel: Panel, ends: list[Point]) -> list[tuple[Point, float]]:
+    """Where the label of each line stands: a point, and points above (below: negative) it."""
+    if panel.mark is not None:
+        return [(end, -20.0) for end in ends]  # under the budget, clear of the rising line
+    if len(ends) == 1:
+        return [(ends[0], 7.0)]
+    upper = max((0, 1), key=lambda at: ends[at][1])
+    high, low = ends[upper], ends[1 - upper]
+    span = panel.high - panel.low
+    if (low[1] - panel.low) / span > 0.115:
+        places = [(high, 7.0), (low, -8.0)]
+    elif (high[1] - low[1]) / span > 0.25 or high[0] != low[0]:
+        places = [(high, 7.0), (low, 7.0)]  # a label under the lower line would hit the axis
+    else:
+        places = [(high, 20.0), (high, 7.0)]
+    return places if upper == 0 else places[::-1]
+
+
+def _text(axes: Axes, text: str, at: Point, rise: float, color: str, side: str) -> None:
+    """A direct label `rise` points above (below, if negative) a point of the chart."""
+    axes.annotate(
+        text,
+        at,
+        xytext=(2 if side == "left" else 0, rise),
+        textcoords="offset points",
+        ha=side,
+        va="bottom" if rise > 0 else "top",
+        color=color,
+        weight="bold",
+        annotation_clip=False,
+    )
+
+
+def _for_page(text: str, key: str) -> str:
+    """What matplotlib wrote, as part of an HTML page and in the page's own font and colours."""
+    head, body = text[text.index("<svg") :].strip().split(">", 1)
+    head = re.sub(r'\s(xmlns(:\w+)?|version|width|height)="[^"]*"', "", head)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would style the whole page
+    text = f"{head}>{body}"
+    text = re.sub(r"font-family:[^;\"]*;?\s*", "", text)
+    text = re.sub(r"(font: [^;\"]*?px)[^;\"]*", r"\1 inherit", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", text)
+    for role, marker in MARKERS.items():
+        text = text.replace(marker, f"var(--{role})")
+    return text
