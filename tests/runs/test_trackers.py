@@ -11,7 +11,7 @@ from steelyard.runs.trackers import find_tracker
 
 
 def test_none_is_none(tmp_path):
-    assert find_tracker("none", tmp_path, "run") == ()
+    assert find_tracker("none", tmp_path, "run") is None
 
 
 def test_an_unknown_tracker_is_named(tmp_path):
@@ -26,7 +26,7 @@ def test_asking_for_a_missing_tracker_names_the_fix(tmp_path, monkeypatch, choic
         find_tracker(choice, tmp_path, "run")
     assert choice in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert find_tracker("auto", tmp_path, "run") == ()
+    assert find_tracker("auto", tmp_path, "run") is None
 
 
 def test_tensorboard_has_the_numbers_and_forgets_what_is_done_again(tmp_path):
@@ -34,7 +34,7 @@ def test_tensorboard_has_the_numbers_and_forgets_what_is_done_again(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resumed_at, steps, value in ((None, (1, 2, 3), 1.0), (1, (2, 3), 2.0)):
-        (tracker,) = find_tracker("auto", tmp_path, "run", resumed_at=resumed_at)
+        tracker = find_tracker("auto", tmp_path, "run", resumed_at=resumed_at)
         assert isinstance(tracker, trackers.TensorBoard)
         for step in steps:
             tracker.log(step, {"train/lr": value * step})
@@ -57,7 +57,8 @@ def test_trackio_is_called_as_documented(tmp_path, monkeypatch):
     vars(module).update(init=init, log=log, finish=lambda: calls.append(("finish",)))
     monkeypatch.setitem(sys.modules, "trackio", module)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "trackio" or None)
-    (tracker,) = find_tracker("auto", tmp_path, "run-1", resumed_at=5)
+    tracker = find_tracker("auto", tmp_path, "run-1", resumed_at=5)
+    assert tracker is not None
     tracker.log(6, {"train/lr": 0.1})
     tracker.close()
     assert calls == [

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from steelyard.data import load
 from steelyard.plans.privacy import PrivacyPlan, plan_privacy
+from steelyard.runs.checkpoint import NoCheckpointError
 from steelyard.runs.config import TrainConfig, parse_groups
 from steelyard.runs.environment import environment
 from steelyard.runs.events import Events
@@ -65,7 +66,9 @@ def settle(settings: dict[str, Any], *, private: bool) -> tuple[TrainConfig, Tra
     """The run's settings and its twin's without privacy, from what the user gave."""
     given = dict(settings)
     if "data" in given and "model" not in given:
-        table = load(given["data"], **{k: given.get(k) for k in ("text", "label", "test")})
+        table = load(
+            given["data"], text=given.get("text"), label=given.get("label"), test=given.get("test")
+        )
         labelled = table.train_y is not None
         given["model"] = BY_KIND[table.kind] if labelled else "gpt"
     model = given.get("model", DEFAULT.model)
@@ -161,10 +164,11 @@ def resume(out: Path, *, note: Note = lambda text: None) -> Path:
         plan = PrivacyPlan.from_dict(saved["plan"]) if saved.get("plan") else None
         steps = plan.steps if plan else int(saved["total_steps"])
         training = Training(problem, config, plan, steps, run_id=saved["run"])
-        started = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
-        if started:
+        try:
             for line in training.resume(out):
                 note(line)
+        except NoCheckpointError:
+            note("no checkpoint yet: starting from the first step")
         tracker = find_tracker(config.tracker, out, out.name, resumed_at=training.step)
         with Events(out / "events.jsonl", [tracker] if tracker else []) as events:
             events.resume(training.step, f"step {training.step}")

@@ -59,8 +59,8 @@ class Trackio:
 
 def find_tracker(
     choice: str, folder: str | Path, name: str, resumed_at: int | None = None
-) -> tuple[Tracker, ...]:
-    """The tracker that `choice` names, or nothing; runs take "none" unless asked for another.
+) -> Tracker | None:
+    """The tracker that `choice` names; runs take "none" unless asked for another.
 
     "auto" is TensorBoard if installed, else trackio if installed, else none. TensorBoard writes to
     `folder`/tensorboard (its file names carry the machine's name); trackio to its own store in the
@@ -74,12 +74,12 @@ def find_tracker(
     if choice == "auto":
         choice = next(filter(_installed, ("tensorboard", "trackio")), "none")
     if choice == "none":
-        return ()
+        return None
     if not _installed(choice):
         raise ValueError(f"tracker {choice!r} is not installed: pip install 'steelyard[track]'")
     if choice == "tensorboard":
-        return (TensorBoard(Path(folder) / "tensorboard", resumed_at),)
-    return (Trackio(name, resumed_at),)
+        return TensorBoard(Path(folder) / "tensorboard", resumed_at)
+    return Trackio(name, resumed_at)
 
 
 def _installed(package: str) -> bool:
