@@ -45,14 +45,27 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [  # noqa: RUF022 - by room of the house
-    *("Attached", "attach"),
-    *("Chain", "chain", "Gaussian"),
-    *("PrivacyPlan", "plan_privacy", "spent_epsilon"),
-    *("PerSample", "PoissonSampler", "microbatches", "poisson_loader"),
-    *("BudgetExceeded", "Ledger"),
-    *("Clipped", "Noised"),
-    *("AutoClip", "FlatClip", "GlobalClip", "NormalizedClip"),
+__all__ = [
+    "Attached",
+    "AutoClip",
+    "BudgetExceeded",
+    "Chain",
+    "Clipped",
+    "FlatClip",
+    "Gaussian",
+    "GlobalClip",
+    "Ledger",
+    "Noised",
+    "NormalizedClip",
+    "PerSample",
+    "PoissonSampler",
+    "PrivacyPlan",
+    "attach",
+    "chain",
+    "microbatches",
+    "plan_privacy",
+    "poisson_loader",
+    "spent_epsilon",
 ]
 
 

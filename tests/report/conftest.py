@@ -43,13 +43,13 @@ def ledger() -> dict[str, Any]:
         "neighbouring_relation": "add or remove one sample",
         "sampling": "poisson",
         "n": N,
-        "sampling_probability": BATCH[True] / N,
-        "noise_multiplier": 0.823,
+        "q": BATCH[True] / N,
+        "sigma": 0.823,
         "steps": STEPS[True],
         "epsilon": 2.993,
         "delta": 1e-5,
         "accountant": "pld",
-        "target_epsilon": 3.0,
+        "target": 3.0,
         "public": ["the number of training samples", "the number of classes"],
         "unprotected": [],
         "assumptions": [
@@ -57,6 +57,7 @@ def ledger() -> dict[str, Any]:
             "The noise is Gaussian in floating point; the theory is for real numbers.",
         ],
         "noise_seeded_by_user": False,
+        "history": [{"noise_multiplier": 0.823, "sampling_probability": 0.0853, "steps": 352}],
     }
 
 
@@ -100,6 +101,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     steps = STEPS[private] if complete else STEPS[private] // 2
     rows = events(private=private, steps=steps, language=language)
+    spent = rows[-1]["epsilon"]
     rows += extra or []
     if complete:
         rows.append({"time": 1_760_000_099.0, "kind": "finish", "step": steps, "seconds": 57.3})
@@ -113,7 +115,7 @@ def write(
     if private:
         files["ledger"] = ledger()
         if not complete:
-            files["ledger"].update(steps=steps, epsilon=rows[-1]["epsilon"])
+            files["ledger"].update(steps=steps, epsilon=spent)
     if complete:
         files["result"] = result(rows, private=private)
     for name, content in files.items():

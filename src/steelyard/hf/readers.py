@@ -16,6 +16,7 @@ CLASSES = {
     "language": "AutoModelForCausalLM",
     "image": "AutoModelForImageClassification",
 }
+TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.gguf")  # files that a tokenizer is read from
 
 
 def check_task(name: str, task: Task) -> None:
@@ -45,6 +46,8 @@ def read_tokenizer(path: Path) -> Any:
 
     where = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if where else path
+    if not any(file for pattern in TOKENIZER for file in folder.glob(pattern)):
+        raise ValueError("no tokenizer beside the weights (tokenizer.json): save it there too")
     tokenizer: Any = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, **where
     )
@@ -60,7 +63,7 @@ def check_text(hf: Any, tokenizer: Any, task: Task) -> None:
     length, known = task.shape[0], getattr(hf.config, "max_position_embeddings", None)
     limit = min(known or tokenizer.model_max_length, tokenizer.model_max_length)
     if length > limit:
-        raise ValueError(f"texts of {length} tokens: it takes at most {limit}")
+        raise ValueError(f"texts of {length} tokens are too long: use at most {limit}")
     rows = hf.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(

@@ -104,8 +104,8 @@ def _checked(folder: Path, name: str) -> Path:
     """`folder`, once it is seen to hold a whole model in files that carry no code."""
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"model {name!r} is a peft adapter: give the model it was merged into"
-            " (`merge_and_unload`, then `save_pretrained`)"
+            f"model {name!r} is a peft adapter: merge it into its model (`merge_and_unload`),"
+            " `save_pretrained` that, and give the new folder"
         )
     if not (folder / "config.json").exists():
         raise ValueError(f"model {name!r} has no config.json: give a `save_pretrained` folder")

@@ -13,12 +13,13 @@ sigma = noise_multiplier, q = sampling_probability, T = steps, p = steps in one 
 from __future__ import annotations
 
 import math
-import numbers
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, reduce
 from typing import TYPE_CHECKING
+
+from steelyard.plans.checks import chosen, fraction, real, whole
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -26,40 +27,9 @@ if TYPE_CHECKING:
 ACCOUNTANTS = ("pld", "rdp")
 SAMPLINGS = ("poisson", "unamplified")
 MAX_STEPS = 100_000_000
+SMALLEST_NOISE, LARGEST_NOISE = 1e-6, 1e9
 
 Counts = tuple[tuple[tuple[float, float], int], ...]  # (((q, sigma), T), ...), sorted
-
-
-def real(name: str, value: object, *, above: float | None = None, fix: str) -> float:
-    """`value` as a finite float > `above`; else a one-line ValueError that ends in `fix`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a number, found {value!r}: {fix}")
-    if not math.isfinite(value) or (above is not None and value <= above):
-        bound = "" if above is None else f" above {above:g}"
-        raise ValueError(f"{name} must be a finite number{bound}, found {value}: {fix}")
-    return float(value)
-
-
-def whole(name: str, value: object, *, least: int, fix: str) -> int:
-    """`value` as an int >= `least`; else a one-line ValueError that ends in `fix`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, found {value}: {fix}")
-    return int(value)
-
-
-def chosen(name: str, value: object, options: Sequence[str]) -> str:
-    """`value` if it is one of `options`; else a one-line ValueError."""
-    if value not in options:
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(options)}")
-    return str(value)
-
-
-def fraction(name: str, value: object, *, fix: str) -> float:
-    """`value` as a float in (0, 1); else a one-line ValueError that ends in `fix`."""
-    number = real(name, value, above=0.0, fix=fix)
-    if number >= 1.0:
-        raise ValueError(f"{name} must be below 1, found {number:g}: {fix}")
-    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +51,10 @@ class Event:
         q = real("sampling probability", self.sampling_probability, above=0.0, fix="use (0, 1]")
         if q > 1.0:
             raise ValueError(f"sampling probability must be at most 1, found {q:g}: use (0, 1]")
-        if real("noise multiplier", self.noise_multiplier, fix="use 0 or more") < 0.0:
-            found = self.noise_multiplier
-            raise ValueError(f"noise multiplier must not be negative, found {found}: use 0 or more")
+        sigma = real("noise multiplier", self.noise_multiplier, fix="use 0 or more")
+        if sigma != 0.0 and not SMALLEST_NOISE <= sigma <= LARGEST_NOISE:
+            bounds = f"in [{SMALLEST_NOISE:g}, {LARGEST_NOISE:g}]"
+            raise ValueError(f"noise multiplier must be 0 or {bounds}, found {sigma:g}: use 1, say")
         whole("steps", self.steps, least=0, fix="give the number of optimizer steps")
         chosen("sampling", self.sampling, SAMPLINGS)
 

@@ -2,9 +2,7 @@
 
     q = B/n,   (q, sigma, T, delta) -> epsilon      (`accounting`),   solved for sigma or for T
 
-n = private samples, B = expected batch (the constant divisor), T = steps,
-sigma = noise_multiplier. Starting point of the search: the central limit theorem of Bu, Dong,
-Long, Su 2020 (arXiv 1911.11607, corollary 4): mu = q sqrt(T (exp(1/sigma^2) - 1)).
+n = private samples, B = expected batch (the constant divisor), T = steps, sigma = noise_multiplier.
 """
 
 from __future__ import annotations
@@ -12,26 +10,22 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 from steelyard.plans.accounting import (
     ACCOUNTANTS,
-    MAX_STEPS,
     SAMPLINGS,
     Event,
-    chosen,
-    fraction,
-    real,
     spent_epsilon,
     steps_per_pass,
-    whole,
 )
+from steelyard.plans.calibration import calibrate, max_steps
+from steelyard.plans.checks import chosen, fraction, real, whole
 
 __all__ = ["Event", "PrivacyPlan", "max_steps", "plan_privacy", "spent_epsilon", "table"]
-
-SMALLEST_NOISE = 1e-3  # no smaller noise multiplier is ever planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +96,7 @@ class PrivacyPlan:
             [self._event(-(-step // eighth) * eighth)], self.delta, self.accountant
         )
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; an infinite epsilon is written as None."""
         return asdict(self) | {"epsilon": self.epsilon if self.epsilon < math.inf else None}
 
@@ -167,64 +161,22 @@ def plan_privacy(
         message = f"delta {delta:g} is not below 1/n = {1 / n:g}: one sample may leak entirely"
         warnings.warn(message, stacklevel=2)
 
-    def spend(sigma: float) -> float:
-        event = Event(
-            sampling_probability=q, noise_multiplier=sigma, steps=steps, sampling=sampling
-        )
-        return spent_epsilon([event], delta, accountant)
-
+    event = Event(sampling_probability=q, noise_multiplier=0.0, steps=steps, sampling=sampling)
     if noise_multiplier is None:
         epsilon = real("epsilon", epsilon, above=0.0, fix="use a budget such as 3")
-        sigma = _calibrate(spend, epsilon, _clt_noise(epsilon, delta, q, steps, sampling))
-    else:
-        sigma = real("noise multiplier", noise_multiplier, fix="use 0 or more")
+        noise_multiplier = calibrate(event, epsilon, delta, accountant)
+    event = replace(event, noise_multiplier=noise_multiplier)
     return PrivacyPlan(
         n=n,
         expected_batch=float(batch),
         steps=steps,
         delta=delta,
-        noise_multiplier=sigma,
-        epsilon=spend(sigma),
+        noise_multiplier=float(noise_multiplier),
+        epsilon=spent_epsilon([event], delta, accountant),
         target_epsilon=epsilon,
         accountant=accountant,
         sampling=sampling,
     )
-
-
-def max_steps(
-    *,
-    sampling_probability: float,
-    noise_multiplier: float,
-    epsilon: float,
-    delta: float,
-    accountant: str = "pld",
-    sampling: str = "poisson",
-) -> int:
-    """Largest T with spent_epsilon(T steps at (q, sigma)) <= epsilon; 0 if not even one step.
-
-    At most 10^8, which stands for no limit. Raises ValueError as `Event` and `spent_epsilon`.
-    """
-    target = real("epsilon", epsilon, above=0.0, fix="use a budget such as 3")
-    q, sigma = sampling_probability, noise_multiplier
-
-    def excess(steps: int) -> float:  # in logarithms, for a straighter line
-        event = Event(
-            sampling_probability=q, noise_multiplier=sigma, steps=steps, sampling=sampling
-        )
-        return _log_ratio(spent_epsilon([event], delta, accountant), target)
-
-    low, high = (0, -math.inf), (MAX_STEPS + 1, math.inf)  # allowed, refused
-    steps = 1
-    while high[0] - low[0] > 1:
-        value = excess(steps)
-        low, high = ((steps, value), high) if value <= 0 else (low, (steps, value))
-        if high[0] > MAX_STEPS:
-            steps = min(MAX_STEPS, steps * 2 if value > -0.1 else 1 + math.ceil(steps * 8))
-        elif low[0]:
-            share = low[1] / (low[1] - high[1])
-            guess = math.exp(math.log(low[0]) * (1 - share) + math.log(high[0]) * share)
-            steps = min(max(math.floor(guess), low[0] + 1), high[0] - 1)
-    return low[0]
 
 
 def table(plans: Sequence[PrivacyPlan]) -> list[dict[str, float | str]]:
@@ -251,45 +203,3 @@ def _batch(batch: float, n: int) -> float:
             f"batch {batch:g} is larger than the {n} training samples: use at most {n}"
         )
     return batch
-
-
-def _log_ratio(epsilon: float, aim: float) -> float:
-    return math.log(min(max(epsilon / aim, 1e-6), 1e6))
-
-
-def _clt_noise(epsilon: float, delta: float, q: float, steps: int, sampling: str) -> float:
-    """Noise multiplier by the central limit theorem: exact for q = 1, else a first guess."""
-    from dp_accounting import get_sigma_gaussian
-
-    per_mu = get_sigma_gaussian(epsilon, delta)  # 1/mu
-    if sampling == "unamplified":
-        return per_mu * math.sqrt(-(-steps // steps_per_pass(q)))
-    if q == 1.0:
-        return per_mu * math.sqrt(steps)
-    return math.log1p(1 / (per_mu * q) ** 2 / steps) ** -0.5
-
-
-def _calibrate(spend: Callable[[float], float], target: float, guess: float) -> float:
-    """sigma with spend(sigma) in (target - window, target]: Illinois' regula falsi in logarithms."""
-    window = min(0.01, target / 100)
-    aim = target - window / 2
-    low = high = None  # (ln sigma, ln(epsilon/aim), weight): too little noise; enough
-    x = math.log(max(guess, SMALLEST_NOISE))
-    while True:
-        epsilon = spend(math.exp(x))
-        y = _log_ratio(epsilon, aim)
-        enough = epsilon <= target
-        if enough and (epsilon > target - window or x <= math.log(SMALLEST_NOISE)):
-            return math.exp(x)
-        if enough:
-            low = low and (low[0], low[1] / 2 if high else low[1])
-            high = (x, y)
-        else:
-            high = high and (high[0], high[1] / 2 if low else high[1])
-            low = (x, y)
-        if low and high:
-            if high[0] - low[0] < 1e-9:  # epsilon jumps past the window
-                return math.exp(high[0])
-            x = low[0] + (high[0] - low[0]) * low[1] / (low[1] - high[1])
-        else:  # epsilon falls at least like 1/sigma
-            x = max(x + math.copysign(min(max(abs(y), 0.01), 2.0), y), math.log(SMALLEST_NOISE))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from steelyard.report.numerals import above
 from steelyard.report.read import Run, number
 
 Point = tuple[float, float]
@@ -41,6 +42,8 @@ class Panel:
 
     def shown(self, value: float) -> str:
         """A value as it is written beside a line."""
+        if self.key == "epsilon":
+            return above(value)
         return f"{value:.1f}{self.unit}" if self.key == "accuracy" else f"{value:.3g}"
 
     @property
@@ -82,21 +85,12 @@ def both(run: Run) -> list[Run]:
     return [run, run.baseline] if run.baseline else [run]
 
 
-def epochs_per_step(run: Run) -> float | None:
-    """B / n, the expected part of the data that one step reads; None if it was not recorded.
-
-    Private and not private usually differ in their batch: only epochs compare the two in time.
-    """
-    batch, n = number(run.start.get("expected_batch")), number(run.start.get("n"))
-    return batch / n if batch and n and batch > 0 and n > 0 else None
-
-
 def _clock(run: Run) -> str:
-    return "epoch" if all(epochs_per_step(one) for one in both(run)) else "step"
+    return "epoch" if all(one.epochs_per_step for one in both(run)) else "step"
 
 
 def _points(run: Run, values: dict[int, float], clock: str) -> list[Point]:
-    scale = (epochs_per_step(run) or 1.0) if clock == "epoch" else 1.0
+    scale = (run.epochs_per_step or 1.0) if clock == "epoch" else 1.0
     return [(scale * step, values[step]) for step in sorted(values)]
 
 
@@ -138,9 +132,11 @@ def _epsilon(run: Run, target: float | None) -> Panel | None:
     spent = {e["step"]: v for e in run.events if (v := number(e.get("epsilon"))) is not None}
     if not run.private or not spent:
         return None
+    highest = max(spent.values())
+    mark = target if target and target < 20 * highest else None  # else the curve would be flat
     line = Line(label="spent", role="private", points=_points(run, spent, _clock(run)))
     return Panel(
         key="epsilon", title="privacy spent (ε)", unit="", clock=_clock(run),
-        lines=[line], low=0.0, high=1.2 * max(*spent.values(), target or 0.0) or 1.0,
-        mark=(target, "budget") if target else None,
+        lines=[line], low=0.0, high=1.2 * max(highest, mark or 0.0) or 1.0,
+        mark=(mark, "budget") if mark else None,
     )  # fmt: skip

@@ -43,6 +43,8 @@ def plain(value: float) -> str:
 
 def above(epsilon: float) -> str:
     """An epsilon, rounded up: what is printed is a bound, too."""
+    if epsilon > 1e6:
+        return f"{epsilon:.3g}"
     return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:,.3f}".rstrip("0").rstrip(".")
 
 
@@ -57,23 +59,29 @@ def power(value: float) -> str:
 
 
 def factor(epsilon: float) -> str:
-    """e^epsilon rounded up to three digits, also where it does not fit a float."""
+    """e^epsilon rounded up: to three digits, to a power of ten from 10,000 on."""
     if epsilon >= math.log(1e4):
         exponent = math.floor(epsilon / math.log(10)) + 1
-        return "less than 10" + str(exponent).translate(SUPERSCRIPT)
+        return "10" + str(exponent).translate(SUPERSCRIPT)
     digits = 2 - math.floor(epsilon / math.log(10))
     up = math.ceil(math.exp(epsilon) * 10.0**digits - 1e-9) / 10.0**digits
     return f"{up:,.{max(digits, 0)}f}"
 
 
-def sup(text: str) -> Markup:
-    """`text` escaped, its superscript characters as <sup>, which every font can draw."""
+def prose(text: str) -> Markup:
+    """`text` escaped, its superscripts as <sup>, which every font can draw, no break beside =."""
     from markupsafe import Markup, escape
 
     def raise_(run: re.Match[str]) -> str:
         return f"<sup>{run.group().translate(LEVEL)}</sup>"
 
-    return Markup(re.sub(f"[{''.join(map(chr, LEVEL))}]+", raise_, str(escape(text))))
+    return Markup(
+        re.sub(
+            f"[{''.join(map(chr, LEVEL))}]+",
+            raise_,
+            str(escape(text)).replace(" = ", "\u00a0=\u00a0"),
+        )
+    )
 
 
 def duration(seconds: float | None) -> str:

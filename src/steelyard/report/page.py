@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steelyard.report import tables, words
 from steelyard.report.curves import both, label, panels
-from steelyard.report.numerals import above, cell, sup
+from steelyard.report.numerals import above, cell, prose
 from steelyard.report.read import Record, Run, number, read_run
 from steelyard.report.summary import summarize
 from steelyard.runs.files import write_atomically
@@ -53,7 +53,7 @@ def html(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=cell, above=above, sup=sup)
+    environment.filters.update(cell=cell, above=above, prose=prose)
     summary = summarize(run)
     charts = panels(run, summary.target)
     return environment.get_template("template.html").render(

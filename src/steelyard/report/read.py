@@ -43,6 +43,15 @@ class Run:
     def last_step(self) -> int:
         return max((event["step"] for event in self.events), default=0)
 
+    @property
+    def epochs_per_step(self) -> float | None:
+        """B / n, the expected part of the data that one step reads; None if it was not recorded.
+
+        Private and not private usually differ in their batch: in epochs they can be compared.
+        """
+        batch, n = number(self.start.get("expected_batch")), number(self.start.get("n"))
+        return batch / n if batch and n and batch > 0 and n > 0 else None
+
     def of_kind(self, kind: str) -> list[Record]:
         """Events of one kind by rising step; of several at one step the last written counts."""
         latest = {event["step"]: event for event in self.events if event["kind"] == kind}

@@ -34,8 +34,8 @@ class Summary:
     epsilon: float | None
     delta: float | None
     target: float | None
-    sigma: float | None
-    q: float | None
+    sigma: float | None  # the least of the run
+    q: float | None  # the largest of the run
     n: int | None
     steps: int
     planned: int | None
@@ -70,9 +70,9 @@ def summarize(run: Run) -> Summary:
         unbounded=run.ledger is not None and epsilon is None,
         epsilon=epsilon if run.private else None,
         delta=_first("delta", ledger, result, run.config) if run.private else None,
-        target=_first("target_epsilon", ledger) or _first("target", ledger),
-        sigma=_first("noise_multiplier", ledger, result) if run.private else None,
-        q=_first("sampling_probability", ledger) if run.private else None,
+        target=_first("target", ledger),
+        sigma=_first("sigma", ledger) if run.private else None,
+        q=_first("q", ledger) if run.private else None,
         n=_whole(_first("n", start, ledger)),
         steps=_whole(_first("steps", result)) or run.last_step,
         planned=_whole(_first("steps", start, run.config)),

@@ -7,7 +7,7 @@ import io
 import math
 from typing import Any
 
-from steelyard.report.curves import both, epochs_per_step, label
+from steelyard.report.curves import both, label
 from steelyard.report.numerals import above, cell, duration, plain, power
 from steelyard.report.read import Record, Run, number
 from steelyard.report.summary import Summary
@@ -52,7 +52,7 @@ def evaluations(run: Run, rows: int = 20) -> tuple[list[str], list[list[float | 
     events = run.of_kind("eval")
     fields = ("accuracy", "perplexity", "loss", "epsilon")
     known = [f for f in fields if any(number(event.get(f)) is not None for event in events)]
-    rate = epochs_per_step(run)
+    rate = run.epochs_per_step
     stride = max(1, math.ceil(len(events) / rows))
     chosen = events[(len(events) - 1) % stride :: stride]  # the last one is always among them
     body: list[list[float | None]] = []
@@ -73,7 +73,7 @@ def csv_text(run: Run) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("run", "kind", "step", "epoch", *COLUMNS))
     for one in both(run):
-        rate = epochs_per_step(one)
+        rate = one.epochs_per_step
         events = one.of_kind("eval") + one.of_kind("train")
         for event in sorted(events, key=lambda event: event["step"]):
             hidden = one.private and event["kind"] == "train"

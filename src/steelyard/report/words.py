@@ -154,8 +154,10 @@ def release(run: Run, s: Summary) -> list[str]:
         "a step by a limited amount."
     )
     if s.sigma is not None:
+        history = ledger.get("history")
+        least = "at least " if isinstance(history, list) and len(history) > 1 else ""
         said.append(
-            f"In each of the {s.steps:,} steps Gaussian noise was added to that sum, σ = "
+            f"In each of the {s.steps:,} steps Gaussian noise was added to that sum, σ = {least}"
             f"{plain(s.sigma)} times the largest change that one sample can make."
         )
     if ledger.get("accountant"):
