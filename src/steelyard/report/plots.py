@@ -7,12 +7,13 @@ page, so that one drawing serves light, dark and print.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from steelyard.report.curves import Panel, Point
+from steelyard.report.curves import Line, Panel, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,31 +102,50 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
         value, name = panel.mark
         axes.axhline(value, color=colors["brass"], linewidth=1.1, linestyle=(0, (2, 2)))
         _text(axes, f"{name} {value:.3g}", (0, value), 5, colors["brass"], "left")
-    ends = [line.ends[1] for line in panel.lines]
-    for line, end, (anchor, rise) in zip(panel.lines, ends, _places(panel, ends), strict=True):
-        color = colors[line.role]
-        axes.plot(*zip(*line.points, strict=True), color=color, lw=1.9, ls=DASHES[line.role])
+    for line, (anchor, rise) in zip(panel.lines, _places(panel, last), strict=True):
+        color, end = colors[line.role], line.ends[1]
+        drawn = axes.plot(
+            *zip(*line.points, strict=True), color=color, lw=1.9, ls=DASHES[line.role]
+        )
+        if panel.key == "epsilon":
+            drawn[0].set_drawstyle("steps-pre")  # between two logged steps the later bound holds
         axes.plot(*end, marker="o", markersize=4.5, color=color, clip_on=False, zorder=5)
-        side = "right" if end[0] > 0.7 * last else "left"  # a run that stopped early
+        side = "right" if _at_the_end(line, last) else "left"
         _text(axes, f"{line.label} {panel.shown(end[1])}", anchor, rise, color, side)
 
 
-def _places(panel: Panel, ends: list[Point]) -> list[tuple[Point, float]]:
+def _places(panel: Panel, last: float) -> list[tuple[Point, float]]:
     """Where the label of each line stands: a point, and points above (below: negative) it."""
-    if panel.mark is not None:
-        return [(end, -20.0) for end in ends]  # under the budget, clear of the rising line
-    if len(ends) == 1:
-        return [(ends[0], 7.0)]
-    upper = max((0, 1), key=lambda at: ends[at][1])
-    high, low = ends[upper], ends[1 - upper]
     span = panel.high - panel.low
-    if (low[1] - panel.low) / span > 0.115:
-        places = [(high, 7.0), (low, -8.0)]
-    elif (high[1] - low[1]) / span > 0.25 or high[0] != low[0]:
-        places = [(high, 7.0), (low, 7.0)]  # a label under the lower line would hit the axis
+
+    def clear(line: Line, above: bool) -> Point:
+        """The line's end, shifted up (down) past what of the line a label there would cover."""
+        x, y = line.ends[1]
+        if not _at_the_end(line, last):
+            return x, y
+        covered = [v for t, v in line.points if t >= x - 0.35 * last and math.isfinite(v)]
+        return x, min(max(covered), y + 0.1 * span) if above else max(min(covered), y - 0.1 * span)
+
+    if panel.mark is not None:
+        return [(clear(line, above=False), -8.0) for line in panel.lines]  # under the budget
+    if len(panel.lines) == 1:
+        return [(clear(panel.lines[0], above=True), 7.0)]
+    upper = max((0, 1), key=lambda at: panel.lines[at].ends[1][1])
+    high, low = panel.lines[upper], panel.lines[1 - upper]
+    (x0, y0), (x1, y1) = high.ends[1], low.ends[1]
+    if (y1 - panel.low) / span > 0.115:
+        places = [(clear(high, above=True), 7.0), (clear(low, above=False), -8.0)]
+    elif (y0 - y1) / span > 0.25 or abs(x0 - x1) > 0.3 * last:
+        # a label under the lower line would hit the axis
+        places = [(clear(high, above=True), 7.0), (clear(low, above=True), 7.0)]
     else:
-        places = [(high, 20.0), (high, 7.0)]
+        places = [(clear(high, above=True), 20.0), (clear(high, above=True), 7.0)]
     return places if upper == 0 else places[::-1]
+
+
+def _at_the_end(line: Line, last: float) -> bool:
+    """False for a run that stopped early: there is room for its label behind its end."""
+    return line.ends[1][0] > 0.7 * last
 
 
 def _text(axes: Axes, text: str, at: Point, rise: float, color: str, side: str) -> None:
