@@ -53,7 +53,7 @@ class Logits(nn.Module):
         if self.kind == "language":
             return self.hf(input_ids=batch, **self.options).logits
         mask = batch != self.pad  # [B, T]
-        pass
+        mask[:, :1] = True  # an empty text still attends to something: no softmax over nothing
         return self.hf(input_ids=batch, attention_mask=mask.long(), **self.options).logits
 
     def _fitted(self, images: Tensor) -> Tensor:
