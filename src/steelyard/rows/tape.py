@@ -26,7 +26,7 @@ MAX_FORWARDS = 64
 class Use:
     """One call of one layer: rule, input, place of its output in the graph."""
 
-    __slots__ = ("edge", "layer", "module", "rule", "version", "wanted", "x")
+    __slots__ = ("__weakref__", "edge", "layer", "module", "rule", "version", "wanted", "x")
 
     def __init__(self, layer: str, module: nn.Module, rule: Rule, wanted: Mapping[str, str]):
         self.layer, self.module, self.rule = layer, module, rule
@@ -68,7 +68,7 @@ class Tape:
     ):
         self.uses: list[Use] = []
         self.replaying = False
-        self._arrive = arrive
+        self._arrive = weakref.WeakMethod(arrive)
         self._batch: int | None = None
         self._forwards = 0
         me = weakref.proxy(self)  # the model must not keep a dropped engine alive
@@ -126,10 +126,19 @@ class Tape:
         use.x, use.version = x.detach(), x._version
         # the edge, not the tensor: an in-place activation may still change what `output` stands for
         use.edge = get_gradient_edge(output)
-        output.register_hook(partial(self._arrive, use))
+        # weakly: graph -> hook -> use -> edge -> graph would be a cycle that no collector sees
+        output.register_hook(partial(_deliver, self._arrive, weakref.ref(use)))
         self.uses.append(use)
         # an in-place change of a view would re-route the graph around the recorded output
         return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else None
+
+
+def _deliver(
+    arrive: weakref.WeakMethod[Callable[[Use, Tensor], None]], use: weakref.ref[Use], dy: Tensor
+) -> None:
+    method, recorded = arrive(), use()
+    if method is not None and recorded is not None:  # else somebody else's backward, later on
+        method(recorded, dy)
 
 
 def _began(tape: Tape, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
