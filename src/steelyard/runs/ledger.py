@@ -27,7 +27,7 @@ class Ledger:
     Guarantees: `epsilon()` is an upper bound for everything charged; with a target, no charge
     takes it past the target; a refused charge changes nothing. Charging costs O(1): as many
     steps as fit are reserved by one evaluation (the whole plan at its own sigma and q; beyond
-    it or at other values, blocks that shrink to one step near the budget).
+    it or at other values, blocks that double, and shrink to one step near the budget).
     Plans without a target have no limit. sigma = 0 spends inf, so a target refuses it.
     """
 
@@ -36,6 +36,7 @@ class Ledger:
         self.noise_seeded_by_user = False
         self._history: list[tuple[Key, int]] = []  # run-length encoded, in order
         self._reserved: dict[Key, int] = {}  # further steps already known to fit
+        self._granted: dict[Key, int] = {}  # size of the last block reserved
         self._public: list[str] = []
         self._unprotected: list[str] = []
 
@@ -71,17 +72,14 @@ class Ledger:
 
     def _reserve(self, key: Key, target: float) -> None:
         """Find a block of steps at `key` that fits the budget, or raise BudgetExceeded."""
-        ahead = self.plan.steps - self.steps
         planned = key == (self.plan.noise_multiplier, self.plan.sampling_probability)
-        block = ahead if planned and ahead > 0 else 1 + self.plan.steps // 64
-        kept = {k: count for k, count in self._reserved.items() if count}
-        if kept and self._spent({**kept, key: block}) <= target:
-            self._reserved = {**kept, key: block}
-            return
-        while (spent := self._spent({key: block})) > target and block > 1:
-            block //= 2
+        first = max(1, self.plan.steps - self.steps) if planned else 1
+        further = {**self._reserved, key: 2 * self._granted[key] if key in self._granted else first}
+        while (spent := self._spent(further)) > target and further != {key: 1}:
+            half = {k: count // 2 for k, count in further.items() if count > 1}
+            further = {**half, key: half.get(key, 1)}
         if spent <= target:
-            self._reserved = {key: block}
+            self._reserved, self._granted[key] = further, further[key]
             return
         raise BudgetExceeded(
             f"step {self.steps + 1} would spend epsilon {spent:.4f}, past the budget of "
@@ -91,6 +89,8 @@ class Ledger:
     def _spent(self, further: Mapping[Key, int]) -> float:
         history = list(self._history)
         for key, count in further.items():
+            if not count:
+                continue
             if history and history[-1][0] == key:
                 history[-1] = (key, history[-1][1] + count)
             else:
@@ -153,7 +153,7 @@ class Ledger:
             raise ValueError("not a saved privacy ledger: its notes must be strings")
         if not isinstance(seeded := d["noise_seeded_by_user"], bool):
             raise ValueError(f"not a saved privacy ledger: noise_seeded_by_user is {seeded!r}")
-        self._history, self._reserved = history, {}
+        self._history, self._reserved, self._granted = history, {}, {}
         self._public, self._unprotected = notes["public"], notes["unprotected"]
         self.noise_seeded_by_user = seeded
 
@@ -201,7 +201,8 @@ class Ledger:
             drawn[plan.sampling],
             f"Sums are divided by the expected batch of {plan.expected_batch:g} samples, a "
             "constant, whatever the size of the batch drawn.",
-            f"The number of samples ({plan.n}), of steps, and all hyper-parameters are public.",
+            f"The number of samples ({plan.n}), of steps, and all hyper-parameters are public, and "
+            "noise, batch and budget were not chosen by looking at this run's results.",
             "Only this run is counted: runs made to choose hyper-parameters on the same data "
             "are not charged.",
             "The noise comes from a floating-point Gaussian generator; attacks on "
