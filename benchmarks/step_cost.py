@@ -16,7 +16,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from steelyard.filters.gaussian import Gaussian
 from steelyard.rows.per_sample import PerSample
 from steelyard.weightings.clip import FlatClip
 
-SIGMA, BOUND, RATE = 1.0, 1.0, 0.01
+SIGMA, BOUND, RATE = 1.0, 1, 0.01
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def mlp() -> nn.Module:
     )
 
 
-def own(name: str, kind: str, shape: tuple[int, ...], vocabulary: int = 0) -> nn.Module:
+def own(name: str, kind: Any, shape: tuple[int, ...], vocabulary: int = 0) -> nn.Module:
     task = models.Task(kind=kind, classes=10, shape=shape, vocabulary=vocabulary)
     return models.build(name, task, seed=0)
 
@@ -134,7 +134,7 @@ def opacus(mode: str) -> Callable[[Workload], Callable[[], None]]:
         torch.manual_seed(0)
         model, (x, y) = workload.model(), workload.batch()
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        options = {
+        options: dict[str, Any] = {
             "noise_multiplier": SIGMA,
             "max_grad_norm": BOUND,
             "expected_batch_size": len(x),
@@ -230,12 +230,20 @@ def peak(name: str, engine: str) -> float:
 
 def child(name: str, engine: str) -> None:
     warnings.simplefilter("ignore")
-    torch.nn.Linear(8, 8)(torch.randn(8, 8)).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = ENGINES[engine][2](WORKLOADS[name])
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
     for _ in range(5):
         step()
-    print(round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1))
+    print(round(resident("VmHWM") - before, 1))
+
+
+def resident(field: str) -> float:
+    """A field of this process's memory status, MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {field} in /proc/self/status: peak memory is measured on Linux")
 
 
 def machine() -> dict[str, object]:

@@ -31,7 +31,7 @@ FORMULAS: dict[str, Callable[[float, float], float]] = {
 
 
 def per_sample(model: nn.Module, losses: Losses, *batch: Tensor) -> list[Row]:
-    """Gradients of sample i from a forward pass of sample i alone; zeros where it does not reach."""
+    """Gradients of sample i from a forward pass of sample i alone; zeros where none reaches."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rows = []
     for i in range(len(batch[0])):

@@ -1,7 +1,7 @@
 """Parameters that no rule reaches: the reference engine takes over with a warning, `strict` raises.
 
-Each model hides a trainable parameter from the layer rules in another way; the clipped sum must be the
-oracle's all the same.
+Each model hides a trainable parameter from the layer rules in another way; the clipped sum must be
+the oracle's all the same.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_the_reference_engine_takes_over_and_is_exact(oracle, name, groups):
     model, x = made(name)
     truth = oracle.per_sample(model, squares, x)
     bound = sorted(oracle.norm(row) for row in truth)[2]
-    with pytest.warns(UserWarning, match="the reference engine takes over"):
+    with pytest.warns(UserWarning, match="the reference engine takes over"):  # noqa: PT031
         rows = PerSample(model, FlatClip(bound), expected_batch=1, groups=groups)
         rows.backward(squares(model, x))
     assert rows.engine == "reference"

@@ -1,4 +1,4 @@
-"""Every layer rule x clipping groups x clipping rules against the oracle; a new layer joins by a line.
+"""Every layer rule x clipping groups x clipping rules; a new layer joins by one line.
 
 Relative error here: L2 of (engine - oracle) over L2 of the oracle's clipped sum, for each clipping
 group as a whole. float64: 1e-12. float32: 1e-6 against the oracle's float64 truth.

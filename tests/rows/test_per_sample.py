@@ -126,7 +126,9 @@ class Shared(nn.Module):
         x = self.token(tokens) + self.token(tokens.flip(1))
         x = self.norm(torch.tanh(self.twice(torch.tanh(self.twice(x)))))
         x = self.conv(torch.tanh(self.conv(x.transpose(1, 2)))).transpose(1, 2)
-        return self.head(self.norm(self.left(x) + torch.tanh(self.right(x[:, :3].mean(1)))[:, None]))
+        return self.head(
+            self.norm(self.left(x) + torch.tanh(self.right(x[:, :3].mean(1)))[:, None])
+        )
 
 
 @pytest.mark.parametrize("groups", ["all", "layer", "parameter", ["token*"]])
