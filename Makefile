@@ -36,6 +36,10 @@ bench: $(VENV)/.dev
 claims: $(VENV)/.core
 	$(BIN)/steelyard claims $(ARGS)
 
+docs: $(VENV)/.dev
+	$(PIP) -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 import warnings
@@ -13,9 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from steelyard import cli
+from steelyard.data import Table
 from steelyard.report.read import read_run
+from steelyard.runs.config import TrainConfig
+from steelyard.runs.events import Events
+from steelyard.runs.loop import Training
+from steelyard.runs.preview import plan_for
+from steelyard.runs.problem import make_problem
+from steelyard.runs.progress import RunProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +93,73 @@ def features_csv(tmp_path) -> Path:
     body = "\n".join(f"{line},{label}" for line, label in zip(lines, labels, strict=True))
     path.write_text(f"a,b,c,d,label\n{body}\n")
     return path
+
+
+@pytest.fixture
+def tiny_table() -> Table:
+    """96 training and 32 test rows of five numbers; three classes."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(128, 5)).astype("float32")
+    y = x[:, :3].argmax(1).astype("int64")
+    return Table(
+        name="tiny",
+        kind="features",
+        train_x=x[:96],
+        train_y=y[:96],
+        test_x=x[96:],
+        test_y=y[96:],
+        classes=("0", "1", "2"),
+        source="made here",
+        licence="none",
+    )
+
+
+@pytest.fixture
+def tiny_config() -> TrainConfig:
+    """Six private steps of an MLP, reproducible."""
+    return TrainConfig(
+        model="mlp",
+        data="tiny",
+        accountant="rdp",
+        steps=6,
+        batch=24,
+        micro_batch=24,
+        lr=0.5,
+        noise_seed=3,
+        evaluate_every=2,
+        checkpoint_every=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def new_training(tiny_table, tiny_config) -> Callable[..., Training]:
+    """`new_training(steps=3, epsilon=None, actions=[...])`: a run of `tiny_config` that has not
+    begun."""
+
+    def make(*, actions=(), model: torch.nn.Module | None = None, **changes: object) -> Training:
+        config = tiny_config.replace(**changes)
+        problem = make_problem(config, tiny_table)
+        if model is not None:
+            problem = dataclasses.replace(problem, model=model)
+        plan, steps = plan_for(config, problem.n)
+        return Training(problem, config, plan, steps, run_id="tiny", actions=actions)
+
+    return make
+
+
+@pytest.fixture
+def carry_out() -> Callable[[Training, Path], dict[str, torch.Tensor]]:
+    """`carry_out(training, folder)`: run it to its end; the released weights."""
+
+    def run(training: Training, folder: Path) -> dict[str, torch.Tensor]:
+        progress = RunProgress(
+            training.steps, training.plan is not None, Console(file=io.StringIO())
+        )
+        with Events(folder / "events.jsonl") as events, progress:
+            if training.step:
+                events.resume(training.step, f"step {training.step}")
+            training.run(folder, events, progress)
+        return {k: v.detach().clone() for k, v in training.released.state_dict().items()}
+
+    return run

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from steelyard.filters.attach import Attached, attach
     from steelyard.filters.chain import Chain, chain
     from steelyard.filters.gaussian import Gaussian
-    from steelyard.plans.privacy import PrivacyPlan, plan_privacy, spent_epsilon
+    from steelyard.plans.privacy import Event, PrivacyPlan, plan_privacy, spent_epsilon
     from steelyard.rows.per_sample import PerSample
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
     from steelyard.runs.ledger import BudgetExceeded, Ledger
@@ -36,7 +36,7 @@ _HOME = {
     "filters.attach": ("Attached", "attach"),
     "filters.chain": ("Chain", "chain"),
     "filters.gaussian": ("Gaussian",),
-    "plans.privacy": ("PrivacyPlan", "plan_privacy", "spent_epsilon"),
+    "plans.privacy": ("Event", "PrivacyPlan", "plan_privacy", "spent_epsilon"),
     "rows.per_sample": ("PerSample",),
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
     "runs.ledger": ("BudgetExceeded", "Ledger"),
@@ -51,6 +51,7 @@ __all__ = [
     "BudgetExceeded",
     "Chain",
     "Clipped",
+    "Event",
     "FlatClip",
     "Gaussian",
     "GlobalClip",

@@ -83,6 +83,11 @@ class Mechanism(Stateful, Protocol):
     @property
     def noise_multiplier(self) -> float: ...
 
+    @property
+    def seeded(self) -> bool:
+        """Whether a user chose the seed of the noise, so that whoever knows it can subtract it."""
+        ...
+
     def privatise(self, gradient: Clipped) -> Noised: ...
 
 
@@ -115,5 +120,7 @@ class Rows(Protocol):
 
 class Accountant(Protocol):
     """What `attach` asks of a ledger: pay for one step before it happens, or raise."""
+
+    noise_seeded_by_user: bool
 
     def charge(self, *, noise_multiplier: float, sampling_probability: float) -> None: ...

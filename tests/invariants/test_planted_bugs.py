@@ -69,14 +69,14 @@ def test_a_layer_left_out_of_the_norm(sensitivity, monkeypatch):
 
 def test_tied_weights_without_cross_terms(sensitivity, monkeypatch):
     monkeypatch.setattr(
-        clipped_sum, "squared_norms", lambda uses: sum(use.squared_norms() for use in uses)
+        clipped_sum, "squared_norms", lambda uses: sum(use.norms()[0] for use in uses)
     )
     with pytest.raises(AssertionError, match="moves the sum"):
         sensitivity()
 
 
 def test_tied_weights_with_the_norm_of_the_last_use_only(sensitivity, monkeypatch):
-    monkeypatch.setattr(clipped_sum, "squared_norms", lambda uses: uses[-1].squared_norms())
+    monkeypatch.setattr(clipped_sum, "squared_norms", lambda uses: uses[-1].norms()[0])
     with pytest.raises(AssertionError, match="moves the sum"):
         sensitivity()
 
@@ -89,14 +89,15 @@ def test_groups_that_each_get_the_whole_bound(sensitivity, monkeypatch):
 
 def test_a_bias_norm_per_position(sensitivity, monkeypatch):
     """The norm of each position's gradient instead of that of their sum."""
-    right = factors.Outer.squared_norms
+    right = factors.Outer.norms
 
-    def diagonal(self: Any) -> Tensor:
+    def diagonal(self: Any) -> tuple[Tensor, Tensor]:
         if self.left.shape[1] == 1:
             return right(self)
-        return (self.left.square().sum(2) * self.right.square().sum(2)).sum(1)
+        squares = (self.left.square().sum(2) * self.right.square().sum(2)).sum(1)
+        return squares, squares.sqrt()
 
-    monkeypatch.setattr(factors.Outer, "squared_norms", diagonal)
+    monkeypatch.setattr(factors.Outer, "norms", diagonal)
     with pytest.raises(AssertionError, match="moves the sum"):
         sensitivity()
 

@@ -178,7 +178,7 @@ def test_a_change_of_the_trainable_parameters_is_an_error():
     model = mlp()
     rows = PerSample(model, FlatClip(), expected_batch=1)
     model[0].weight.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"requires_grad changed.*'0\.weight'"):
+    with pytest.raises(ValueError, match=r"trainable parameters changed.*'0\.weight'"):
         rows.backward(squares(model, x(5, 3)))
     model[0].weight.requires_grad_(True)
     rows.backward(squares(model, x(5, 3)))

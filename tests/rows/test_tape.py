@@ -102,7 +102,6 @@ MODELS = {
     "checkpointed": (Checkpointed, lambda: x(5, 3).requires_grad_()),
     "branches": (Branches, lambda: x(5, 3)),
     "input requires grad": (mlp, lambda: x(5, 3).requires_grad_()),
-    "data parallel": (lambda: nn.DataParallel(mlp()), lambda: x(5, 3)),
     "the model is one layer": (lambda: nn.Linear(3, 4), lambda: x(5, 3)),
 }
 
@@ -153,3 +152,8 @@ def test_compiled_modules(oracle, part, compiled_first):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     rows.close()
     torch.compiler.reset()
+
+
+def test_data_parallel_wrappers_are_refused():
+    with pytest.raises(ValueError, match="give the rows the module inside"):
+        PerSample(nn.DataParallel(mlp()), FlatClip(), expected_batch=5)

@@ -17,6 +17,7 @@ torch.distributed.checkpoint initialises optimizer states by a step with every l
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Attached:
     ):
         self._rows, self._mechanism = rows, mechanism
         self._ledger, self._sampling_probability = ledger, sampling_probability
-        self._written: dict[int, tuple[Tensor, int]] = {}
+        self._written: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def detach(self) -> None:
@@ -55,15 +56,15 @@ class Attached:
                 "optimizer.step(closure) would run a backward behind the noise: call "
                 "rows.backward(losses), then optimizer.step()"
             )
+        self._refuse_foreign(optimizer)
+        still = all(float(group["lr"]) == 0 for group in optimizer.param_groups)
+        if still and (not self._rows.armed or self._zeros_of_others(optimizer)):
+            return
         if not self._rows.armed:
-            if all(float(group["lr"]) == 0 for group in optimizer.param_groups):
-                return
             raise RuntimeError(
                 "optimizer.step() without rows.backward(losses) since the last step: call it "
-                "first, "
-                "with the empty losses of an empty batch too"
+                "first, with the empty losses of an empty batch too"
             )
-        self._refuse_foreign(optimizer)
         try:
             gradient = self._rows.take()
             if self._ledger is not None:
@@ -80,23 +81,29 @@ class Attached:
         self._written = {}
         for p, tensor in zip(self._rows.parameters, released.tensors, strict=True):
             p.grad = tensor.to(p.dtype).view_as(p)
-            self._written[id(p)] = (p.grad, p.grad._version)
+            self._written[id(p)] = (weakref.ref(p.grad), p.grad._version)
 
     def _refuse_foreign(self, optimizer: Optimizer) -> None:
-        """Whatever lies in `.grad` and is not our last release (or zero) did not pass the noise."""
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                tensor, version = self._written.get(id(p), (None, 0))
-                ours = p.grad is tensor and p.grad._version == version
-                if not ours and p.grad.any():
-                    raise RuntimeError(
-                        f"a parameter of shape {list(p.shape)} has a gradient that did not "
-                        "come from "
-                        "rows.backward (a second loss.backward()?): it would be released without "
-                        "noise; call optimizer.zero_grad() and pass every private loss to the rows"
-                    )
+        """What lies in `.grad` and is not our last release (or zero) did not pass the noise."""
+        for p in _with_gradient(optimizer):
+            assert p.grad is not None
+            if not (self._ours(p) and p.grad._version == self._written[id(p)][1]) and p.grad.any():
+                raise RuntimeError(
+                    f"a parameter of shape {list(p.shape)} has a gradient that did not come from "
+                    "rows.backward (a second loss.backward()?): it would be released without "
+                    "noise; call optimizer.zero_grad() and pass every private loss to the rows"
+                )
+
+    def _zeros_of_others(self, optimizer: Optimizer) -> bool:
+        """Gradients that somebody else put there: torch.distributed.checkpoint's, all zero."""
+        return any(not self._ours(p) for p in _with_gradient(optimizer))
+
+    def _ours(self, p: Tensor) -> bool:
+        return id(p) in self._written and self._written[id(p)][0]() is p.grad
+
+
+def _with_gradient(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def attach(
@@ -126,6 +133,8 @@ def attach(
                     "do not cover: it would be updated without noise; give rows and optimizer the "
                     "same model"
                 )
+    if ledger is not None and mechanism.seeded:
+        ledger.noise_seeded_by_user = True
     if ledger is not None and sampling_probability is None:
         plan = getattr(ledger, "plan", None)
         if plan is None:

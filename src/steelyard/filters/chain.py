@@ -17,6 +17,10 @@ class Chain:
     def noise_multiplier(self) -> float:
         return self.mechanism.noise_multiplier
 
+    @property
+    def seeded(self) -> bool:
+        return self.mechanism.seeded
+
     def privatise(self, gradient: Clipped) -> Noised:
         released = self.mechanism.privatise(gradient)
         for one in self.filters:

@@ -15,7 +15,6 @@ float32 normals end at 5.8 standard deviations. Source: docs/sharp_edges.md.
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard.generators import fresh_root, generator
 from steelyard.types import Clipped, Noised
 
 STREAMS = 4
@@ -43,7 +43,7 @@ class Gaussian:
             )
         self.noise_multiplier = float(noise_multiplier)
         self.seeded = seed is not None
-        self._root = secrets.randbits(62) if seed is None else seed
+        self._root = fresh_root(seed)
         self._streams: dict[str, list[torch.Generator]] = {}
 
     def privatise(self, gradient: Clipped) -> Noised:
@@ -59,15 +59,15 @@ class Gaussian:
             self._add_on_cpu(on_cpu, scale)
             for tensor in gradient.tensors:
                 if tensor.device.type != "cpu":
-                    (generator,) = self._generators(str(tensor.device), 1)
-                    noise = torch.empty_like(tensor).normal_(generator=generator)
+                    (stream,) = self._generators(str(tensor.device), 1)
+                    noise = torch.empty_like(tensor).normal_(generator=stream)
                     tensor.add_(noise, alpha=scale)
         return Noised(gradient.tensors, gradient.sensitivity, self.noise_multiplier)
 
     def _add_on_cpu(self, tensors: Sequence[Tensor], scale: float) -> None:
         chunks = [chunk for t in tensors for chunk in _flat(t).split(CHUNK)]
-        generators = self._generators("cpu", STREAMS)
-        work = [(g, chunks[s::STREAMS], scale) for s, g in enumerate(generators)]
+        streams = self._generators("cpu", STREAMS)
+        work = [(stream, chunks[i::STREAMS], scale) for i, stream in enumerate(streams)]
         threads = min(STREAMS, torch.get_num_threads(), len(chunks))
         if threads <= 1:
             for one in work:
@@ -78,10 +78,8 @@ class Gaussian:
 
     def _generators(self, device: str, count: int) -> list[torch.Generator]:
         if device not in self._streams:
-            made = [torch.Generator(device) for _ in range(count)]
-            for i, generator in enumerate(made):
-                generator.manual_seed(_mix(self._root, device, i))
-            self._streams[device] = made
+            names = [f"noise {device} {i}" for i in range(count)]
+            self._streams[device] = [generator(self._root, name, device) for name in names]
         return self._streams[device]
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,24 +97,16 @@ class Gaussian:
         self._root, self.seeded = state["root"], state["seeded"]
         self._streams = {}
         for device, states in state["streams"].items():
-            for generator, saved in zip(self._generators(device, len(states)), states, strict=True):
-                generator.set_state(saved)
+            for made, saved in zip(self._generators(device, len(states)), states, strict=True):
+                made.set_state(saved)
 
 
 def _add(work: tuple[torch.Generator, Sequence[Tensor], float]) -> None:
-    generator, chunks, scale = work
+    stream, chunks, scale = work
     with torch.no_grad():  # grad mode is per thread
         for chunk in chunks:
-            chunk.add_(torch.empty_like(chunk).normal_(generator=generator), alpha=scale)
+            chunk.add_(torch.empty_like(chunk).normal_(generator=stream), alpha=scale)
 
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.detach().view(-1)  # rows allocate their sums contiguous
-
-
-def _mix(root: int, device: str, index: int) -> int:
-    """Seeds of the streams: far apart for neighbouring roots (splitmix64)."""
-    z = (root + 0x9E3779B97F4A7C15 * (index + 1) + sum(device.encode())) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return (z ^ (z >> 31)) % 2**63

@@ -85,9 +85,10 @@ class ClippedSum:
         factors, group.factors = group.factors, {}
         squares = [squared_norms(uses) for uses in factors.values()]
         norms = torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()  # [B]
-        finite = torch.isfinite(norms).all()
+        weights = group.weighting(norms)
+        finite = torch.isfinite(norms + weights).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        weights = group.weighting(norms) * self._scale
+        weights = weights * self._scale
         add_weighted(self.sums, factors, weights)
 
 

@@ -11,8 +11,11 @@ factor per use. Its squared row norm is the sum of all inner products, cross ter
 | `Outer` | sum_p left[i, p] (x) right[i, p] | Linear, convolutions (left = dy, right = input) |
 | `OneHot` | sum_p e_{index[i, p]} (x) dy[i, p] | Embedding |
 
-"Ghost" norms never form G: <h h', dy dy'> (arXiv 2210.00038, section 2). Shapes: B samples, L
-positions.
+"Ghost" norms never form G: <h h', dy dy'> (arXiv 2210.00038, section 2). They subtract large
+numbers where positions cancel, and an under-estimated norm breaks the bound, so every factor also
+knows its `magnitude`, the sum of its terms' norms: where the norm is far below it, it is computed
+again in float64, and it never counts as less than what rounding leaves of the magnitude.
+Shapes: B samples, L positions.
 """
 
 from __future__ import annotations
@@ -29,11 +32,18 @@ class Dense:
 
     rows: Tensor
 
-    def squared_norms(self) -> Tensor:  # [B]
-        return torch.linalg.vector_norm(self.rows.flatten(1), dim=1).square()
+    def norms(self) -> tuple[Tensor, Tensor]:  # squared norms, magnitudes: [B], [B]
+        norms = torch.linalg.vector_norm(self.flat(), dim=1)
+        return norms.square(), norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # [B] -> [*shape]
-        return (weights @ self.rows.flatten(1)).view(self.rows.shape[1:])
+        return (weights @ self.flat()).view(self.rows.shape[1:])
+
+    def flat(self) -> Tensor:  # [B, numbers]
+        return self.rows.reshape(self.rows.shape[0], -1)
+
+    def in_double(self, samples: Tensor) -> Dense:
+        return Dense(self.rows[samples].double())
 
 
 @dataclass(slots=True)
@@ -44,12 +54,14 @@ class Outer:
     right: Tensor
     shape: torch.Size
 
-    def squared_norms(self) -> Tensor:  # [B]
+    def norms(self) -> tuple[Tensor, Tensor]:
         if self.left.shape[1] == 1:
-            norms = torch.linalg.vector_norm
-            return (norms(self.left, dim=(1, 2)) * norms(self.right, dim=(1, 2))).square()
-        # rounding can leave a tiny negative: a norm is not
-        return (_gram(self.left) * _gram(self.right)).sum((1, 2)).clamp(min=0.0)
+            of = torch.linalg.vector_norm
+            norms = of(self.left, dim=(1, 2)) * of(self.right, dim=(1, 2))
+            return norms.square(), norms
+        left, right = _gram(self.left), _gram(self.right)  # [B, L, L]
+        terms = _diagonal(left) * _diagonal(right)
+        return (left * right).sum((1, 2)), terms.sqrt().sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         left, right = self.left, self.right
@@ -58,6 +70,9 @@ class Outer:
         else:
             right = right * weights[:, None, None]
         return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+
+    def in_double(self, samples: Tensor) -> Outer:
+        return Outer(self.left[samples].double(), self.right[samples].double(), self.shape)
 
     def instantiated(self) -> Dense:
         """The same rows as [B, *shape]: B * m * n numbers, re-used for norm and sum."""
@@ -73,7 +88,8 @@ class OneHot:
     dy: Tensor
     vocabulary: int
 
-    def squared_norms(self) -> Tensor:  # repeated tokens of a sample are added up before squaring
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """Repeated tokens of a sample are added up before squaring."""
         B, L = self.index.shape
         samples = torch.arange(B, device=self.index.device).repeat_interleave(L)
         keys, where = torch.unique(
@@ -82,25 +98,48 @@ class OneHot:
         sums = self.dy.new_zeros(len(keys), self.dy.shape[2])
         sums.index_add_(0, where, self.dy.flatten(0, 1))
         squares = torch.linalg.vector_norm(sums, dim=1).square()
-        return squares.new_zeros(B).index_add_(0, keys // self.vocabulary, squares)
+        total = squares.new_zeros(B).index_add_(0, keys // self.vocabulary, squares)
+        return total, torch.linalg.vector_norm(self.dy, dim=2).sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         out = self.dy.new_zeros(self.vocabulary, self.dy.shape[2])
         weighted = self.dy * weights[:, None, None]
         return out.index_add_(0, self.index.flatten(), weighted.flatten(0, 1))
 
+    def in_double(self, samples: Tensor) -> OneHot:
+        return OneHot(self.index[samples], self.dy[samples].double(), self.vocabulary)
+
 
 Factor = Dense | Outer | OneHot
 
 
+# Below this share of its magnitude a squared norm is computed again in float64: what is left of a
+# float32 then has a relative error of about 1e-3 at most.
+CANCELLED = 1e-4
+
+
 def squared_norms(uses: list[Factor]) -> Tensor:
-    """||sum_u g_i^u||^2 of a parameter's uses, exact: [B]."""
-    total = uses[0].squared_norms()
+    """||sum_u g_i^u||^2 of a parameter's uses, cross terms included: [B]."""
+    squares, magnitudes = _norms(uses)
+    if len(uses) == 1 and isinstance(uses[0], Dense):
+        return squares
+    cancelled = (squares < CANCELLED * magnitudes.square()).nonzero().squeeze(1)
+    if len(cancelled) and squares.dtype != torch.float64:
+        again, _ = _norms([use.in_double(cancelled) for use in uses])
+        squares = squares.index_copy(0, cancelled, again.to(squares.dtype))
+    # the sum itself is rounded too: a row is never smaller than its own rounding error
+    rounding = 100 * torch.finfo(squares.dtype).eps * magnitudes
+    return torch.maximum(squares, rounding.square())
+
+
+def _norms(uses: list[Factor]) -> tuple[Tensor, Tensor]:
+    squares, magnitudes = uses[0].norms()
     for i, use in enumerate(uses[1:], start=1):
-        total = total + use.squared_norms()
+        more, size = use.norms()
+        squares, magnitudes = squares + more, magnitudes + size
         for other in uses[:i]:
-            total = total + 2 * inner(other, use)
-    return total.clamp(min=0.0)
+            squares = squares + 2 * inner(other, use)
+    return squares, magnitudes
 
 
 def weighted_sum(uses: list[Factor], weights: Tensor) -> Tensor:
@@ -115,7 +154,7 @@ def inner(a: Factor, b: Factor) -> Tensor:
     """<g_i^a, g_i^b> for every sample i: [B]."""
     if isinstance(a, Dense):
         if isinstance(b, Dense):
-            return (a.rows.flatten(1) * b.rows.flatten(1)).sum(1)
+            return (a.flat() * b.flat()).sum(1)
         if isinstance(b, Outer):
             rows = a.rows.view(a.rows.shape[0], b.left.shape[2], b.right.shape[2])
             return (torch.bmm(b.left, rows) * b.right).sum((1, 2))
@@ -138,3 +177,7 @@ def inner(a: Factor, b: Factor) -> Tensor:
 
 def _gram(x: Tensor) -> Tensor:
     return torch.bmm(x, x.transpose(1, 2))
+
+
+def _diagonal(grams: Tensor) -> Tensor:
+    return grams.diagonal(dim1=1, dim2=2)

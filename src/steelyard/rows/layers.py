@@ -38,6 +38,11 @@ def rule_for(module: nn.Module) -> Rule | None:
             f"{type(module).__name__} mixes the samples of a batch, so none has a gradient of its "
             "own: use GroupNorm (steelyard.models.replace_batchnorm, or --replace-batchnorm)"
         )
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        raise ValueError(
+            "InstanceNorm with track_running_stats keeps statistics of the private inputs, without "
+            "noise: turn that off"
+        )
     if isinstance(module, nn.Embedding) and (module.max_norm or module.scale_grad_by_freq):
         option = "max_norm" if module.max_norm else "scale_grad_by_freq"
         raise ValueError(f"Embedding with {option} couples the samples of a batch: turn it off")
@@ -146,9 +151,9 @@ def _group_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> d
     factors: dict[str, Factor] = {}
     if "weight" in wanted:
         normalised = F.group_norm(x, module.num_groups, eps=module.eps)
-        factors["weight"] = Dense((dy * normalised).flatten(2).sum(2))
+        factors["weight"] = Dense(_channels(dy * normalised).sum(2))
     if "bias" in wanted:
-        factors["bias"] = Dense(dy.flatten(2).sum(2))
+        factors["bias"] = Dense(_channels(dy).sum(2))
     return factors
 
 
@@ -189,6 +194,11 @@ def _bias(dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
 def _positions(x: Tensor) -> Tensor:
     """[B, ..., d] -> [B, L, d]; [B, d] -> [B, 1, d]."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _channels(x: Tensor) -> Tensor:
+    """[B, C, ...] -> [B, C, L]; [B, C] -> [B, C, 1]."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _weight_only(module: nn.Module, suffix: str) -> bool:

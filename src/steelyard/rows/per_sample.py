@@ -25,6 +25,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.nn.parallel import DistributedDataParallel
 
 from steelyard.rows.clipped_sum import ClippedSum, add_weighted
 from steelyard.rows.factors import Factor
@@ -75,6 +77,11 @@ class PerSample:
             raise ValueError(f"unknown engine {engine!r}: choose auto or reference")
         self.expected_batch = float(expected_batch)
         self._model, self._strict = model, strict
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            raise ValueError(
+                f"{type(model).__name__} averages gradients over devices before they are clipped: "
+                "give the rows the module inside it"
+            )
         self._names = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
             raise ValueError("the model has no trainable parameter: nothing to do in private")
@@ -119,9 +126,11 @@ class PerSample:
             self._check(losses)
             if len(losses) > 0:
                 self._batch = len(losses)
-                if not self._proof.done:
-                    self._prove(losses)
-                self._add(losses)
+                # norms and sums in float32 also where the caller computes in half precision
+                with torch.autocast(losses.device.type, enabled=False):
+                    if not self._proof.done:
+                        self._prove(losses)
+                    self._add(losses)
             self._armed = True
         except BaseException:
             self.discard()
@@ -173,32 +182,37 @@ class PerSample:
                 f"losses must have shape [B], one per sample; found {list(losses.shape)}: use "
                 'reduction="none" and average over each sample\'s own positions only'
             )
+        if len(losses):
+            self._tape.check(len(losses))
         if len(losses) and losses.grad_fn is None:
             raise ValueError("losses do not depend on a trainable parameter (no grad_fn)")
-        now = [n for n, p in self._model.named_parameters() if p.requires_grad]
-        if now != list(self._names):
-            changed = sorted(set(now) ^ set(self._names))
+        now = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        names = now.keys() | self._names.keys()
+        changed = sorted(n for n in names if now.get(n) is not self._names.get(n))
+        if changed:
             raise ValueError(
-                f"requires_grad changed since the rows were made, for {listed(changed)}: close the "
-                "rows and make new ones"
+                f"trainable parameters changed since the rows were made: {listed(changed)}; close "
+                "the rows and make new ones"
             )
 
     def _add(self, losses: Tensor) -> None:
         if self._fast:
+            edges = earliest(losses, self._tape.uses)
+            if not edges:
+                raise ValueError(
+                    "the losses reach no layer that was called since the last rows.backward: call "
+                    "it once for each forward pass, before the next one's"
+                )
             self._sum.start(use.wanted.values() for use in self._tape.uses)
-            self._pass(losses, retain=False)
+            self._pass(losses, edges, retain=False)
         else:
-            self._sum.start([])
             rows = per_row_gradients(losses, self.parameters)
             self._sum.start([self._names])
             self._sum.arrive(dict(zip(self._names, rows, strict=True)))
         self._sum.finish()
 
-    def _pass(self, losses: Tensor, *, retain: bool) -> None:
+    def _pass(self, losses: Tensor, edges: Sequence[GradientEdge], *, retain: bool) -> None:
         """One backward through the graph that only brings output gradients to `_arrive`."""
-        edges = earliest(losses, self._tape.uses)
-        if not edges:
-            return
         with self._tape.replay():
             torch.autograd.grad(losses, edges, torch.ones_like(losses), retain_graph=retain)
 
@@ -211,7 +225,7 @@ class PerSample:
     # -- the first batches -------------------------------------------------------------------
 
     def _prove(self, losses: Tensor) -> None:
-        self._proof.independence(losses, earliest(losses, self._tape.uses))
+        self._proof.independence(losses, [use.edge for use in self._tape.uses])
         if self._fast:
             reason = self._difference(losses)
             if reason:
@@ -230,12 +244,15 @@ class PerSample:
 
         self._consume = consume
         try:
-            self._pass(losses, retain=True)
+            edges = earliest(losses, self._tape.uses)
+            if edges:
+                self._pass(losses, edges, retain=True)
         except BatchMismatchError as error:
             return str(error)
         finally:
             self._consume = self._sum.arrive
-        return self._proof.coverage(losses, sums)
+        rough = any(use.rough for use in self._tape.uses)
+        return self._proof.coverage(losses, sums, rough=rough)
 
     def _take_over(self, reason: str) -> None:
         if self._strict:

@@ -7,13 +7,15 @@ memory.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from steelyard.generators import fresh_root, generator
 
 
 class PoissonSampler(Sampler[list[int]]):
@@ -36,8 +38,7 @@ class PoissonSampler(Sampler[list[int]]):
             )
         self.n, self.q, self.steps = n, float(sampling_probability), steps
         self.step = 0
-        self._generator = torch.Generator()
-        self._generator.manual_seed(secrets.randbits(62) if seed is None else seed)
+        self._generator = generator(fresh_root(seed), "Poisson sampling")
 
     def draw(self) -> Tensor:
         """The indices of the next batch, int64 [any size, 0 included]."""
@@ -93,10 +94,21 @@ def poisson_loader(
 
 
 def _emptied(batch: Any) -> Any:
+    """A collated batch of one sample without the sample: nothing of it may stay behind."""
     if isinstance(batch, Tensor):
         return batch[:0]
-    if isinstance(batch, dict):
-        return {key: _emptied(value) for key, value in batch.items()}
+    if isinstance(batch, Mapping):
+        return type(batch)({key: _emptied(value) for key, value in batch.items()})  # pyright: ignore[reportCallIssue]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple
+        return type(batch)(*(_emptied(value) for value in batch))
     if isinstance(batch, list | tuple):
+        if all(isinstance(value, str | bytes | int | float) for value in batch):
+            return type(batch)()  # a column of plain values
         return type(batch)(_emptied(value) for value in batch)
-    return batch
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: _emptied(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **fields)
+    raise ValueError(
+        f"cannot make an empty batch with the structure of a {type(batch).__name__}: give a "
+        "collate_fn that returns tensors, mappings, sequences or dataclasses of them"
+    )

@@ -26,19 +26,30 @@ MAX_FORWARDS = 64
 class Use:
     """One call of one layer: rule, input, place of its output in the graph."""
 
-    __slots__ = ("__weakref__", "edge", "layer", "module", "rule", "version", "wanted", "x")
+    __slots__ = (
+        *("__weakref__", "edge", "layer", "module", "rough", "rule"),
+        *("version", "wanted", "x"),
+    )
 
     def __init__(self, layer: str, module: nn.Module, rule: Rule, wanted: Mapping[str, str]):
         self.layer, self.module, self.rule = layer, module, rule
         self.wanted = wanted  # the layer's own parameter name -> its name in the model
         self.x: Tensor
-        self.version: int
+        self.version: int | None
         self.edge: GradientEdge
+        self.rough = False  # whether its output gradient came in half precision
+
+    def keep(self, x: Tensor) -> None:
+        """The layer's input; of a layer whose biases alone are trained, its shape."""
+        if self.wanted.keys() == {"bias"}:
+            self.x, self.version = x.new_empty(()).expand(x.shape), None
+        else:
+            self.x, self.version = x.detach(), x._version
 
     def factors(self, dy: Tensor, batch: int) -> dict[str, Factor]:
         """The factors of this use by the parameter's name in the model."""
         x = self.x
-        if self.version != x._version:
+        if self.version is not None and self.version != x._version:
             raise RuntimeError(f"the input of layer {self.layer!r} was changed in place after use")
         if x.shape[0] != batch or dy.shape[0] != batch:
             raise BatchMismatchError(
@@ -46,7 +57,7 @@ class Use:
                 f"{batch} losses: the first dimension must be the sample"
             )
         if dy.dtype in (torch.float16, torch.bfloat16):
-            dy = dy.float()
+            dy, self.rough = dy.float(), True
         if x.is_floating_point() and x.dtype != dy.dtype:
             x = x.to(dy.dtype)
         found = self.rule(self.module, x, dy, self.wanted.keys())
@@ -69,16 +80,14 @@ class Tape:
         self.uses: list[Use] = []
         self.replaying = False
         self._arrive = weakref.WeakMethod(arrive)
-        self._batch: int | None = None
-        self._forwards = 0
-        me = weakref.proxy(self)  # the model must not keep a dropped engine alive
-        self._handles = [model.register_forward_pre_hook(partial(_began, me), with_kwargs=True)]
+        self._forwards: list[list[int]] = []  # of each: the first dimensions of its tensors
+        self._handles = [model.register_forward_pre_hook(_Hook(Tape.began, self), with_kwargs=True)]
         for name, (module, rule, wanted) in layers.items():
-            record = partial(_record, me, name, rule, wanted)
-            self._handles += [
-                module.register_forward_pre_hook(partial(_expand, me), with_kwargs=True),
-                module.register_forward_hook(record, with_kwargs=True),
-            ]
+            record = _Hook(Tape.record, self, name, rule, wanted)
+            self._handles.append(module.register_forward_hook(record, with_kwargs=True))
+            if isinstance(module, nn.Embedding):
+                expand = _Hook(Tape.expanded, self)
+                self._handles.append(module.register_forward_pre_hook(expand, with_kwargs=True))
 
     @contextmanager
     def replay(self) -> Iterator[None]:
@@ -90,40 +99,64 @@ class Tape:
             self.replaying = False
 
     def clear(self) -> None:
-        self.uses = []
-        self._forwards = 0
+        self.uses, self._forwards = [], []
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         self.clear()
 
-    def began(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sizes = [v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()]
-        self._batch = max(sizes, default=None)
-        if torch.is_grad_enabled() and not self.replaying:
-            self._forwards += 1
-            if self._forwards > MAX_FORWARDS:
-                self.clear()
-                raise RuntimeError(
-                    f"{MAX_FORWARDS} forward passes without rows.backward(losses): evaluate under "
-                    "torch.no_grad(), or call rows.discard()"
-                )
+    def check(self, count: int) -> None:
+        """Raises ValueError where `count` losses cannot be one per sample of the forwards."""
+        known = [sizes for sizes in self._forwards if sizes]
+        together = sum(max(sizes) for sizes in known)
+        if known and count != together and not any(count in sizes for sizes in known):
+            raise ValueError(
+                f"{count} losses for a batch of {max(known[-1])} samples: one loss per sample is "
+                "needed (average over a sample's own positions; a loss per token would make every "
+                "token a sample)"
+            )
+
+    def began(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward of the whole model begins."""
+        if self.replaying or not torch.is_grad_enabled():
+            return
+        values = (*args, *kwargs.values())
+        self._forwards.append([v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()])
+        if len(self._forwards) > MAX_FORWARDS:
+            self.clear()
+            raise RuntimeError(
+                f"{MAX_FORWARDS} forward passes without rows.backward(losses): evaluate under "
+                "torch.no_grad(), or call rows.discard()"
+            )
 
     def expanded(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Position ids of shape [1, T] are broadcast over the batch: give every sample its own."""
-        if not self._batch or self._batch == 1 or not torch.is_grad_enabled():
+        """Position ids [1, T] are broadcast over the batch: give every sample its own."""
+        batch = max(self._forwards[-1], default=1) if self._forwards else 1
+        if batch == 1 or not torch.is_grad_enabled() or not args:
             return None
-        if args and isinstance(args[0], Tensor) and args[0].dim() > 1 and args[0].shape[0] == 1:
-            return (args[0].expand(self._batch, *args[0].shape[1:]), *args[1:]), kwargs
-        return None
+        x = args[0]
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 1:
+            return None
+        return (x.expand(batch, -1), *args[1:]), kwargs
 
-    def record(self, use: Use, x: Tensor, output: Tensor) -> Tensor | None:
+    def record(
+        self,
+        name: str,
+        rule: Rule,
+        wanted: Mapping[str, str],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> Tensor | None:
+        """A layer was called."""
         if self.replaying or not torch.is_grad_enabled() or not output.requires_grad:
             return None
-        use.x, use.version = x.detach(), x._version
+        use = Use(name, module, rule, wanted)
+        use.keep(args[0] if args else next(iter(kwargs.values())))
         # the edge, not the tensor: an in-place activation may still change what `output` stands for
         use.edge = get_gradient_edge(output)
         # weakly: graph -> hook -> use -> edge -> graph would be a cycle that no collector sees
@@ -133,34 +166,34 @@ class Tape:
         return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else None
 
 
+class _Hook:
+    """A module's hook that holds the tape weakly; a copied or pickled model gets one that rests."""
+
+    def __init__(
+        self, act: Callable[..., Any] | None = None, tape: Tape | None = None, *context: Any
+    ):
+        self._act, self._context = act, context
+        self._tape = None if tape is None else weakref.ref(tape)
+
+    def __call__(self, *arguments: Any) -> Any:
+        tape = None if self._tape is None else self._tape()
+        if tape is None or self._act is None:
+            return None
+        return self._act(tape, *self._context, *arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
 def _deliver(
     arrive: weakref.WeakMethod[Callable[[Use, Tensor], None]], use: weakref.ref[Use], dy: Tensor
 ) -> None:
     method, recorded = arrive(), use()
     if method is not None and recorded is not None:  # else somebody else's backward, later on
         method(recorded, dy)
-
-
-def _began(tape: Tape, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    tape.began(args, kwargs)
-
-
-def _expand(tape: Tape, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
-    return tape.expanded(args, kwargs)
-
-
-def _record(
-    tape: Tape,
-    name: str,
-    rule: Rule,
-    wanted: Mapping[str, str],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
-) -> Tensor | None:
-    x = args[0] if args else next(iter(kwargs.values()))
-    return tape.record(Use(name, module, rule, wanted), x, output)
 
 
 Layers = dict[str, tuple[nn.Module, Rule, dict[str, str]]]

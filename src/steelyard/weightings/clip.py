@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-18  # the square of a smaller norm is no normal float32: such a row counts as zero
+
 
 @dataclass(frozen=True)
 class _Bounded:
@@ -57,12 +59,12 @@ class AutoClip(_Bounded):
             raise ValueError(
                 "automatic clipping needs a finite bound, found inf: use flat clipping"
             )
-        if not 0 <= self.stability < math.inf:
-            raise ValueError(f"stability must be 0 or positive, found {self.stability}")
+        if self.stability != 0 and not 1e-12 <= self.stability < math.inf:
+            raise ValueError(f"stability must be 0, or 1e-12 and more, found {self.stability}")
 
     def __call__(self, norms: Tensor) -> Tensor:
         weights = self.bound / (norms + self.stability)
-        return torch.where(norms > 0, weights, 0.0) if self.stability == 0 else weights
+        return torch.where(norms >= SMALLEST, weights, 0.0) if self.stability == 0 else weights
 
 
 @dataclass(frozen=True)

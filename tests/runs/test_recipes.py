@@ -1,0 +1,294 @@
+"""What a run leaves behind, for every kind of data and model; all private."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steelyard.runs import recipes
+from steelyard.runs.config import TrainConfig
+from steelyard.runs.events import read_events
+
+QUICK = ("--accountant", "rdp", "--steps", 3)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder of 120 grey images of two classes, dark and light."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for kind, base in (("dark", 0), ("light", 130)):
+        folder = tmp_path / "photos" / kind
+        folder.mkdir(parents=True)
+        for i in range(60):
+            pixels = (rng.integers(0, 120, (16, 16)) + base).astype("uint8")
+            image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def reviews(tmp_path) -> Path:
+    """A CSV of 120 labelled texts."""
+    words = {0: "bad dull plot", 1: "good fine film"}
+    rows = [f"{words[i % 2]} {i},{i % 2}" for i in range(120)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return tmp_path / "reviews.csv"
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """`pretrained("bert")`: a folder with a tiny random model of that family."""
+    transformers = pytest.importorskip("transformers")
+    from steelyard.hf.sources import quiet
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size |= {"intermediate_size": 32}
+
+    def make(family: str) -> Path:
+        torch.manual_seed(0)
+        if family == "bert":
+            config = transformers.BertConfig(**size, vocab_size=9, max_position_embeddings=32)
+            model = transformers.BertForSequenceClassification(config)
+        elif family == "vit":
+            config = transformers.ViTConfig(**size, image_size=16, patch_size=4)
+            model = transformers.ViTForImageClassification(config)
+        else:
+            layers = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+            config = transformers.ResNetConfig(num_channels=1, embedding_size=8, **layers)
+            model = transformers.ResNetForImageClassification(config)
+        with quiet():
+            model.save_pretrained(tmp_path / family)
+            if family == "bert":
+                _tokenizer(transformers).save_pretrained(tmp_path / family)
+        return tmp_path / family
+
+    return make
+
+
+def _tokenizer(transformers):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]", "[EOS]"])
+    words.train_from_iterator([["good", "bad", "film", "plot", "dull", "fine"]], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]"
+    )
+
+
+def check_private(folder: Path, score: str = "accuracy") -> None:
+    """A whole private run: nothing missing, nothing un-noised in the logs."""
+    result, ledger = read(folder / "result.json"), read(folder / "ledger.json")
+    events = read_events(folder / "events.jsonl")
+    assert result["private"] is True
+    assert 2.9 < result["epsilon"] <= 3.0
+    assert ledger["epsilon"] == result["epsilon"]
+    assert ledger["steps"] == result["steps"] == 3
+    assert ledger["unprotected"] == []
+    assert math.isfinite(result[f"test_{score}"])
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "finish"
+    assert kinds.count("train") == 3
+    assert all(event["loss"] is None for event in events if event["kind"] == "train")
+    known = {"samples_per_s", "lr", "epsilon", "loss", "time", "kind", "step"}
+    assert all(event.keys() <= known for event in events if event["kind"] == "train")
+    weights = load_file(folder / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert not list(folder.glob("*.tmp"))
+    config = read(folder / "config.json")
+    assert TrainConfig.from_dict(config).to_dict().items() <= config.items()
+
+
+def test_features_with_mlp(command_line, features_csv, tmp_path):
+    outcome = command_line("train", "--data", features_csv, *QUICK, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    check_private(tmp_path / "run")
+    config = read(tmp_path / "run" / "config.json")
+    assert config["model"] == "mlp"
+    assert config["command"].startswith("steelyard train --data")
+    assert "log(1 + |x|)" in str(read(tmp_path / "run" / "ledger.json")["public"])
+    assert "run/report.html" in outcome.err
+
+
+def test_images_with_cnn(command_line, photos, tmp_path):
+    outcome = command_line("train", "--data", photos, *QUICK, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    check_private(tmp_path / "run")
+    assert read(tmp_path / "run" / "config.json")["model"] == "cnn"
+
+
+def test_text_with_gpt_on_bytes(command_line, tmp_path):
+    lines = [json.dumps({"text": f"to be or not to be, that is question {i}"}) for i in range(40)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
+    options = ("--length", 16, "--micro-batch", 8)
+    outcome = command_line("train", "--data", "lines.jsonl", *options, *QUICK, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    check_private(tmp_path / "run", score="perplexity")
+    assert read(tmp_path / "run" / "config.json")["model"] == "gpt"
+    assert "chunk of 16 tokens" in str(read(tmp_path / "run" / "ledger.json")["assumptions"])
+    assert "perplexity" in outcome.out
+
+
+@pytest.mark.parametrize("adapter", ["lora", "bias"])
+def test_text_with_a_pretrained_encoder(adapter, command_line, pretrained, reviews, tmp_path):
+    model = ("--model", pretrained("bert"), "--adapter", adapter, "--length", 8)
+    outcome = command_line("train", "--data", reviews, *model, *QUICK, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    check_private(tmp_path / "run")
+    result = read(tmp_path / "run" / "result.json")
+    assert 0 < result["trainable"] < result["parameters"]
+    start = read_events(tmp_path / "run" / "events.jsonl")[0]
+    assert start["engine"] == "book-keeping"
+
+
+def test_batchnorm_is_refused_then_replaced(command_line, pretrained, photos, tmp_path):
+    model = ("--model", pretrained("resnet"), "--adapter", "full", "--data", photos)
+    outcome = command_line("train", *model, *QUICK, "--out", "run")
+    assert outcome.code == 2
+    for part in ("normalization", "BatchNorm", "GroupNorm", "--replace-batchnorm"):
+        assert part in outcome.error
+    assert not (tmp_path / "run").exists()
+    twin = ("--replace-batchnorm", "--baseline")
+    outcome = command_line("train", *model, *QUICK, *twin, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    check_private(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "run" / "baseline"):  # the same model in both
+        weights = load_file(folder / "model.safetensors")
+        assert not [name for name in weights if "running_mean" in name]
+
+
+def test_a_parameter_without_a_rule(command_line, pretrained, photos, tmp_path):
+    model = ("--model", pretrained("vit"), "--adapter", "full", "--data", photos, "--batch", 4)
+    outcome = command_line("train", *model, *QUICK, "--strict", "--out", "run")
+    assert outcome.code == 2
+    assert "'hf.vit.embeddings.cls_token'" in outcome.error
+    assert not (tmp_path / "run").exists()
+    outcome = command_line("train", *model, *QUICK, "--out", "run")
+    assert outcome.code == 0
+    (notice,) = [line for line in outcome.err.splitlines() if line.startswith("note: ")]
+    assert "cls_token" in notice
+    assert "reference engine takes over" in notice
+    check_private(tmp_path / "run")
+    assert read_events(tmp_path / "run" / "events.jsonl")[0]["engine"] == "reference"
+
+
+def test_the_default_run_has_a_twin_without_privacy(command_line, tmp_path):
+    outcome = command_line("train", *QUICK)
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "runs" / "fashion-mnist-small-cnn-1"
+    check_private(folder)
+    twin = read(folder / "baseline" / "result.json")
+    assert twin["private"] is False
+    assert twin["epsilon"] is None
+    assert not (folder / "baseline" / "ledger.json").exists()
+    shapes = [load_file(p / "model.safetensors") for p in (folder, folder / "baseline")]
+    assert shapes[0].keys() == shapes[1].keys()
+    batches = [read(p / "config.json")["batch"] for p in (folder, folder / "baseline")]
+    assert twin["steps"] * batches[1] == 3 * batches[0]  # as many samples, in smaller batches
+    assert "private" in outcome.out
+    assert "not private" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_settings_that_nobody_chose():
+    settled = recipes.settle({}, private=True)
+    assert settled.config == recipes.DEFAULT
+    assert settled.twin == recipes.DEFAULT_BASELINE
+    assert recipes.settle({}, private=False).config == recipes.DEFAULT_BASELINE
+    chosen = {"batch": 64, "lr": 0.3, "epochs": 2.0}
+    twin = recipes.settle(chosen, private=True).twin
+    assert (twin.batch, twin.lr, twin.epochs, twin.epsilon) == (64, 0.3, 2.0, None)
+
+
+def test_a_batch_that_nobody_chose_fits_little_data(features_csv):
+    settled = recipes.settle({"data": str(features_csv)}, private=True)
+    assert settled.config.batch == settled.table.n // 10
+    assert settled.config.delta is None  # from n
+    chosen = recipes.settle({"data": str(features_csv), "batch": 100}, private=True)
+    assert chosen.config.batch == 100
+
+
+def test_without_and_with_noise_seed(command_line, features_csv, tmp_path):
+    def weights(name: str, *options: object) -> bytes:
+        run = ("train", "--data", features_csv, *QUICK, *options, "--out", name)
+        assert command_line(*run).code == 0
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert weights("a", "--noise-seed", 7) == weights("b", "--noise-seed", 7)
+    assert weights("c", "--noise-seed", 8) != weights("a2", "--noise-seed", 7)
+    assert weights("d") != weights("e")  # the seed of the weights is the same: 0
+    assert read(tmp_path / "a" / "ledger.json")["noise_seeded_by_user"] is True
+    assert read(tmp_path / "d" / "ledger.json")["noise_seeded_by_user"] is False
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(command_line, features_csv, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    outcome = command_line("train", "--data", features_csv, *QUICK, "--dry-run")
+    assert outcome.code == 0
+    for part in ("sigma", "q 0.", "epsilon by step", "memory", "activations", "3 of expected"):
+        assert part in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert set(tmp_path.rglob("*")) == before
+    without = command_line("train", "--data", features_csv, "--no-privacy", "--dry-run")
+    assert "nothing is protected" in without.out
+
+
+def test_memory_estimate_grows_with_the_micro_batch(features_csv):
+    settled = recipes.settle({"data": str(features_csv), "steps": 1}, private=False)
+    small, large = (
+        recipes.preview(settled.config.replace(batch=64, micro_batch=size), settled.table).memory
+        for size in (8, 64)
+    )
+    assert large["activations"] == pytest.approx(8 * small["activations"])
+    assert small["parameters"] == pytest.approx(4 * (4 * 256 + 256 + 256 * 2 + 2) / 2**20)
+
+
+def test_the_report_can_be_written_again(command_line, features_csv, tmp_path):
+    command_line("train", "--data", features_csv, *QUICK, "--out", "run")
+    (tmp_path / "run" / "report.html").unlink()
+    outcome = command_line("report", "run")
+    assert outcome.code == 0
+    assert outcome.out.strip() == "run/report.html"
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_data_list_and_plan_as_json(command_line):
+    rows = json.loads(command_line("data", "list", "--json").out)
+    assert {"fashion-mnist-small", "minilm"} <= {row["name"] for row in rows}
+    assert {"name", "what", "task", "size", "licence", "sources", "status"} == rows[0].keys()
+    budget = ("--epsilon", 1, "--epsilon", 3, "--accountant", "rdp", "--json")
+    plans = json.loads(
+        command_line("plan", "privacy", "--n", 1000, "--batch", 50, "--steps", 9, *budget).out
+    )
+    assert [plan["target_epsilon"] for plan in plans] == [1.0, 3.0]
+    assert plans[0]["noise_multiplier"] > plans[1]["noise_multiplier"]
+
+
+def test_tables_fit_a_narrow_terminal(command_line):
+    for verb in (("data", "list"), ("--help",), ("train", "--help"), ("claims",)):
+        outcome = command_line(*verb)
+        assert outcome.code == 0
+        assert max(map(len, outcome.out.splitlines())) <= 80
+    assert "fashion-mnist-small" in command_line("data", "list").out  # not cut in two
+
+
+def test_a_copied_folder_is_a_run_of_its_own_name(command_line, features_csv, tmp_path):
+    """A finished run elsewhere: nothing to do but the report."""
+    command_line("train", "--data", features_csv, *QUICK, "--out", "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    outcome = command_line("train", "--resume", "copy")
+    assert outcome.code == 0
+    assert "copy: finished already" in outcome.err
