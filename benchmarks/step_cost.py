@@ -27,11 +27,14 @@ import torch
 from engines import ENGINES, WORKLOADS
 
 
+WARM = 4  # the first batches also prove coverage and independence
+
+
 def measure(name: str, engines: list[str], rounds: int, seconds: float) -> list[dict[str, object]]:
     workload = WORKLOADS[name]
     steps = {engine: ENGINES[engine][2](workload) for engine in engines}
     for step in steps.values():
-        for _ in range(4):  # the first batches also prove coverage
+        for _ in range(WARM):
             step()
     times: dict[str, list[float]] = {engine: [] for engine in engines}
     began = time.perf_counter()
@@ -68,7 +71,9 @@ def measure(name: str, engines: list[str], rounds: int, seconds: float) -> list[
 def peak(name: str, engine: str) -> float:
     """Growth of the peak resident set over five steps, in a process of its own, MiB."""
     command = [sys.executable, __file__, "--child", name, engine]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # every larger block straight from the system and back to it: what is resident is in use
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     return float(done.stdout.split()[-1])
 
 
@@ -76,6 +81,8 @@ def child(name: str, engine: str) -> None:
     warnings.simplefilter("ignore")
     step = ENGINES[engine][2](WORKLOADS[name])
     before = resident("VmRSS")
+    for _ in range(WARM):
+        step()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
     for _ in range(5):
         step()

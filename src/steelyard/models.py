@@ -215,7 +215,7 @@ def _expect_heads(width: int, heads: int) -> None:
 
 def _index(x: Tensor) -> Tensor:
     """Positions 0 .. T-1 of x [B, T, ...], one row per sample, as the engine needs them: [B, T]."""
-    return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+    return torch.arange(x.shape[1], device=x.device).repeat(x.shape[0], 1)
 
 
 def _initialise(model: nn.Module, layers: int) -> None:

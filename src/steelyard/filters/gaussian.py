@@ -14,6 +14,7 @@ float32 normals end at 5.8 standard deviations. Source: docs/sharp_edges.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ from steelyard.generators import fresh_root, generator
 from steelyard.types import Clipped, Noised
 
 STREAMS = 4
-CHUNK = 32_768  # elements; torch runs an operation of this size in the calling thread
+CHUNK = 8_192  # elements: fits the cache, and torch works on so few in the calling thread
+ALONE = 100_000  # fewer numbers than this are not worth handing to other threads
 
 
 class Gaussian:
@@ -68,13 +70,11 @@ class Gaussian:
         chunks = [chunk for t in tensors for chunk in _flat(t).split(CHUNK)]
         streams = self._generators("cpu", STREAMS)
         work = [(stream, chunks[i::STREAMS], scale) for i, stream in enumerate(streams)]
-        threads = min(STREAMS, torch.get_num_threads(), len(chunks))
-        if threads <= 1:
+        if torch.get_num_threads() == 1 or sum(t.numel() for t in tensors) < ALONE:
             for one in work:
                 _add(one)
         else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(_add, work))
+            list(_pool(min(STREAMS, torch.get_num_threads())).map(_add, work))
 
     def _generators(self, device: str, count: int) -> list[torch.Generator]:
         if device not in self._streams:
@@ -99,6 +99,11 @@ class Gaussian:
         for device, states in state["streams"].items():
             for made, saved in zip(self._generators(device, len(states)), states, strict=True):
                 made.set_state(saved)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="steelyard-noise")
 
 
 def _add(work: tuple[torch.Generator, Sequence[Tensor], float]) -> None:

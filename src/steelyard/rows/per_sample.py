@@ -20,7 +20,8 @@ Bu, Wang, Zha, Karypis, "Differentially private optimization on large model at s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -29,7 +30,6 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parallel import DistributedDataParallel
 
 from steelyard.rows.clipped_sum import ClippedSum, add_weighted
-from steelyard.rows.factors import Factor
 from steelyard.rows.groups import Groups
 from steelyard.rows.proof import Proof
 from steelyard.rows.reference import accumulator, per_row_gradients
@@ -89,7 +89,7 @@ class PerSample:
         self._sum = ClippedSum(self._names, weighting, groups, shares, self.expected_batch)
         self._armed = False
         self._batch = 0  # samples of the backward in progress
-        self._consume = self._sum.arrive  # what becomes of the factors as they arrive
+        self._see = self._feed  # what becomes of the output gradients as they arrive
         self._proof = Proof(self._names)
         layers, uncovered = find_layers(model, self._names)
         self._tape = Tape(model, layers, self._arrive)
@@ -204,28 +204,35 @@ class PerSample:
                     "it once for each forward pass, before the next one's"
                 )
             self._sum.start(use.wanted.values() for use in self._tape.uses)
-            self._pass(losses, edges, retain=False)
+            self._pass(losses, edges, torch.ones_like(losses), retain=False)
         else:
             rows = per_row_gradients(losses, self.parameters)
             self._sum.start([self._names])
             self._sum.arrive(dict(zip(self._names, rows, strict=True)))
         self._sum.finish()
 
-    def _pass(self, losses: Tensor, edges: Sequence[GradientEdge], *, retain: bool) -> None:
+    def _pass(
+        self, losses: Tensor, edges: Sequence[GradientEdge], weights: Tensor, *, retain: bool
+    ) -> None:
         """One backward through the graph that only brings output gradients to `_arrive`."""
         with self._tape.replay():
-            torch.autograd.grad(losses, edges, torch.ones_like(losses), retain_graph=retain)
+            torch.autograd.grad(losses, edges, weights, retain_graph=retain)
 
     @torch.no_grad()
     def _arrive(self, use: Use, dy: Tensor) -> None:
         """A tensor hook: the output gradient of one use is complete."""
         if self._tape.replaying:  # otherwise it is somebody else's backward
-            self._consume(use.factors(dy, self._batch))
+            self._see(use, dy)
+
+    def _feed(self, use: Use, dy: Tensor) -> None:
+        factors = use.factors(dy, self._batch)
+        use.release()
+        self._sum.arrive(factors)
 
     # -- the first batches -------------------------------------------------------------------
 
     def _prove(self, losses: Tensor) -> None:
-        self._proof.independence(losses, [use.edge for use in self._tape.uses])
+        self._proof.independence(losses, partial(self._rehearse, losses))
         if self._fast:
             reason = self._difference(losses)
             if reason:
@@ -236,23 +243,31 @@ class PerSample:
     def _difference(self, losses: Tensor) -> str | None:
         """What differs between the plain sum of the rows and autograd's gradient, if anything."""
         sums: dict[str, Tensor] = {}
+        ones = torch.ones(len(losses), device=losses.device, dtype=accumulator(losses))
 
-        def consume(factors: dict[str, Factor]) -> None:
-            dtype = accumulator(losses)
-            ones = torch.ones(self._batch, device=losses.device, dtype=dtype)
+        def see(use: Use, dy: Tensor) -> None:
+            factors = use.factors(dy, self._batch)
             add_weighted(sums, {name: [factor] for name, factor in factors.items()}, ones)
 
-        self._consume = consume
         try:
-            edges = earliest(losses, self._tape.uses)
-            if edges:
-                self._pass(losses, edges, retain=True)
+            self._rehearse(losses, torch.ones_like(losses), see)
         except BatchMismatchError as error:
             return str(error)
-        finally:
-            self._consume = self._sum.arrive
         rough = any(use.rough for use in self._tape.uses)
         return self._proof.coverage(losses, sums, rough=rough)
+
+    def _rehearse(
+        self, losses: Tensor, weights: Tensor, see: Callable[[Use, Tensor], None]
+    ) -> None:
+        """A backward pass that keeps the graph, and shows every output gradient to `see`."""
+        edges = earliest(losses, self._tape.uses)
+        if not edges:
+            return
+        self._see = see
+        try:
+            self._pass(losses, edges, weights, retain=True)
+        finally:
+            self._see = self._feed
 
     def _take_over(self, reason: str) -> None:
         if self._strict:

@@ -12,13 +12,13 @@ is repeated on up to three batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 BATCHES = 3
+Backward = Callable[[Tensor, Callable[[object, Tensor], None]], None]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -40,29 +40,31 @@ class Proof:
         """One batch less to prove on."""
         self._batches += 1
 
-    def independence(self, losses: Tensor, edges: Sequence[GradientEdge]) -> None:
+    def independence(self, losses: Tensor, backward: Backward) -> None:
         """Raises ValueError when a sample's loss moves with another sample's layer outputs.
 
         Backward is linear and scaling by powers of two is exact: if losses[j] is multiplied by
         2^k_j, the gradient at sample j's outputs must be multiplied by 2^k_j too, to the last bit.
         A digit of j in base 16 is k_j in turn, so that every pair of samples differs in some pass.
+        Of each gradient only a projection per sample is kept: the proof needs no memory.
+
+        backward(weights, see): one backward pass of sum_j weights_j losses_j that calls
+        see(use, output gradient) for every recorded use.
         """
         B = len(losses)
-        if B < 2 or not edges or self._independent:
+        if B < 2 or self._independent:
             return
         index = torch.arange(B, device=losses.device)
-        plain = self._gradients(losses, edges, torch.zeros_like(index))
-        digits = 1 + int(math.log(B - 1, 16))
-        for digit in range(digits):
+        plain = self._projections(losses, torch.zeros_like(index), backward)
+        for digit in range(1 + int(math.log(B - 1, 16))):
             exponents = (index // 16**digit) % 16 - 8
-            scaled = self._gradients(losses, edges, exponents)
-            for before, after in zip(plain, scaled, strict=True):
-                if before is None or after is None or before.shape[0] != B:
+            scaled = self._projections(losses, exponents, backward)
+            for use, (before, size) in plain.items():
+                if use not in scaled:
                     continue
-                shape = (B, *[1] * (before.dim() - 1))
-                expected = torch.ldexp(before, exponents.view(shape))
-                rounding = 4 * torch.finfo(after.dtype).eps * expected.abs().flatten(1).amax(1)
-                if ((after - expected).abs() > rounding.view(shape)).any():
+                error = (scaled[use][0] - torch.ldexp(before, exponents)).abs()
+                rounding = 4 * torch.finfo(before.dtype).eps * torch.ldexp(size, exponents)
+                if (error > rounding).any():
                     raise ValueError(
                         "a sample's loss depends on other samples of the batch (a mean over all "
                         "tokens? a batch statistic? a first dimension that is not the sample?): no "
@@ -71,11 +73,22 @@ class Proof:
                     )
         self._independent = True
 
-    def _gradients(
-        self, losses: Tensor, edges: Sequence[GradientEdge], exponents: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        weights = torch.ldexp(torch.ones_like(losses), exponents)
-        return torch.autograd.grad(losses, edges, weights, retain_graph=True, allow_unused=True)
+    def _projections(
+        self, losses: Tensor, exponents: Tensor, backward: Backward
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """By use: one number per sample, and the size of the terms that it sums."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def see(use: object, dy: Tensor) -> None:
+            if dy.shape[0] == len(losses):
+                rows = dy.reshape(len(dy), -1)
+                rows = rows.to(torch.promote_types(dy.dtype, torch.float32))
+                direction = torch.arange(1, rows.shape[1] + 1, device=dy.device, dtype=rows.dtype)
+                direction = direction.mul_(12.9898).sin_()  # any direction nobody has aimed at
+                found[id(use)] = rows @ direction, rows.abs() @ direction.abs()
+
+        backward(torch.ldexp(torch.ones_like(losses), exponents), see)
+        return found
 
     def coverage(self, losses: Tensor, sums: Mapping[str, Tensor], *, rough: bool) -> str | None:
         """None if `sums` (rows with weight one) are autograd's gradients, else what differs.

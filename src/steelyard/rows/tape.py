@@ -46,6 +46,10 @@ class Use:
         else:
             self.x, self.version = x.detach(), x._version
 
+    def release(self) -> None:
+        """Let go of the input: the factors hold what they need of it."""
+        self.x = self.x.new_empty(())
+
     def factors(self, dy: Tensor, batch: int) -> dict[str, Factor]:
         """The factors of this use by the parameter's name in the model."""
         x = self.x
