@@ -157,6 +157,17 @@ def test_our_own_defects_keep_their_traceback(command_line, monkeypatch):
         command_line("data", "list")
 
 
+def test_ctrl_c_while_reading_the_data(command_line, features_csv, tmp_path, monkeypatch):
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steelyard.runs.settings.read_table", pressed)
+    before = files_below(tmp_path)
+    outcome = command_line("train", "--data", features_csv, "--out", "run")
+    assert (outcome.code, outcome.error) == (130, "interrupted")
+    assert files_below(tmp_path) == before
+
+
 def test_too_little_memory_names_the_way_out(command_line, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
@@ -207,7 +218,7 @@ def test_no_space_on_the_way_keeps_the_last_checkpoint(command_line, features_cs
 
     def filling(path: object) -> int:
         asked.append(path)
-        return 1000 if len(asked) == 3 else free(path)
+        return 1000 if len(asked) == 4 else free(path)  # the first is of step 0
 
     monkeypatch.setattr("steelyard.runs.checkpoint.free_bytes", filling)
     arguments = ("--accountant", "rdp", "--steps", 5, "--checkpoint-every", 1)

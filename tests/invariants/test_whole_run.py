@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from itertools import count
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 from steelyard import (
@@ -118,7 +121,7 @@ def test_resume_is_bit_exact(new_training, carry_out, tmp_path, variant):
     whole = carry_out(uninterrupted, tmp_path / "whole")
     for k in (1, 2, 5):
         folder = tmp_path / str(k)
-        stop = At(step=k - 1, name="stop", action=lambda run: stop_after(run))
+        stop = At(step=k - 1, name="stop", action=stop_after)
         with pytest.raises(Interrupted):
             carry_out(new_training(actions=[stop], **options), folder)
         resumed = new_training(**options)
@@ -133,10 +136,27 @@ def test_resume_is_bit_exact(new_training, carry_out, tmp_path, variant):
 
 def stop_after(run) -> None:
     """Let `run` save and stop after the step it is about to take."""
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def with_dropout() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_resume_goes_on_with_the_same_dropout(
+    new_training, carry_out, tmp_path, monkeypatch, restored
+):
+    whole = carry_out(new_training(model=with_dropout()), tmp_path / "whole")
+    stop = At(step=2, name="stop", action=stop_after)
+    with pytest.raises(Interrupted):
+        carry_out(new_training(model=with_dropout(), actions=[stop]), tmp_path / "cut")
+    resumed = new_training(model=with_dropout())
+    if not restored:
+        monkeypatch.setattr("steelyard.runs.loop.restore_random_states", lambda states: [])
+    resumed.resume(tmp_path / "cut")
+    assert same(whole, carry_out(resumed, tmp_path / "cut")) is restored
 
 
 def test_resume_again_and_again_is_bit_exact(new_training, carry_out, tmp_path):

@@ -57,7 +57,7 @@ def test_events_of_a_private_run(new_training, carry_out, tmp_path):
     assert spent == sorted(spent)
     assert 2.9 < spent[-1] <= 3.0
     assert [event["step"] for event in of_kind(tmp_path, "eval")] == [4, 6]
-    assert [event["step"] for event in of_kind(tmp_path, "checkpoint")] == [5, 6]
+    assert [event["step"] for event in of_kind(tmp_path, "checkpoint")] == [0, 5, 6]
     last = of_kind(tmp_path, "eval")[-1]
     assert last.keys() == {"time", "kind", "step", "split", "n", "epsilon", "loss", "accuracy"}
 
@@ -170,7 +170,7 @@ def test_phases_happen_once_before_their_step(new_training, carry_out, tmp_path)
     assert [(e["name"], e["step"]) for e in of_kind(tmp_path, "phase")] == seen
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop", [2, 3, 4])
 def test_phases_happen_once_across_a_resume(new_training, carry_out, tmp_path, stop):
     def slower(run) -> None:
         run.schedule.base_lrs = [0.01]
@@ -231,6 +231,26 @@ def test_a_run_in_another_thread_needs_no_signals(new_training, carry_out, tmp_p
 
 
 # -- resume --------------------------------------------------------------------------------------
+
+
+def test_a_death_before_any_checkpoint_of_a_step_draws_the_same_noise_again(
+    new_training, carry_out, tmp_path
+):
+    def die(*_: object) -> None:
+        raise OSError("power cut")
+
+    training = new_training(
+        actions=[At(step=3, name="die", action=die)], noise_seed=None, checkpoint_every=100
+    )
+    with pytest.raises(OSError, match="power cut"):
+        carry_out(training, tmp_path)
+    third = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    resumed = new_training(noise_seed=None)
+    resumed.resume(tmp_path)
+    assert resumed.step == 0
+    for _ in range(3):
+        resumed._one_step()
+    assert same(third, dict(resumed.model.state_dict()))
 
 
 def test_nothing_left_to_do_still_measures(new_training, carry_out, tmp_path):

@@ -43,6 +43,8 @@ def committed(name: str | None = None) -> dict[str, dict[str, Any]]:
     if name is None:
         return rows
     found = {key: row for key, row in rows.items() if name in (key, row["topic"])}
+    if not found and (folder() / f"{name}.py").is_file():
+        raise ValueError(f"claim {name!r} has no result yet: steelyard claims {name} --run")
     if not found:
         choices = [*rows, *(row["topic"] for row in rows.values())]
         hint = did_you_mean(name, choices)
@@ -72,12 +74,14 @@ def measure(name: str) -> dict[str, Any]:
 
 def show(name: str | None, *, run: bool, as_json: bool, console: Console) -> None:
     """Print the rows, after measuring them again if `run`."""
-    rows = committed(name)
-    if run:
-        rows = {key: measure(key) for key in rows}
+    rows = {key: measure(key) for key in _runnable(name)} if run else committed(name)
     if as_json:
         console.file.write(json.dumps(list(rows.values()), indent=1) + "\n")
         return
+    if not rows:
+        console.print("no claim has a committed result yet")
+        return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="claims", show_lines=True)
@@ -85,18 +89,31 @@ def show(name: str | None, *, run: bool, as_json: bool, console: Console) -> Non
         table.add_column(column, overflow="fold")
     for key, row in rows.items():
         numbers = "\n".join(f"{what}: {value}" for what, value in row["numbers"].items())
-        title = f"{row['claim']}\n[dim]{row['paper']}; {key}[/dim]"
-        table.add_row(title, str(row["published"]), numbers, row["verdict"])
+        title = f"{escape(row['claim'])}\n[dim]{escape(row['paper'])}; {key}[/dim]"
+        table.add_row(title, escape(str(row["published"])), escape(numbers), row["verdict"])
     console.print(table)
 
 
+def _runnable(name: str | None) -> list[str]:
+    """Claims to measure: all recipes, one (which may have no result yet), or those of a topic."""
+    recipes = sorted(path.stem for path in folder().glob("*.py"))
+    if name is None:
+        return recipes
+    return [name] if name in recipes else list(committed(name))
+
+
 def _read(path: Path) -> dict[str, Any]:
-    row = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}; measure it again with --run") from None
     _check(row, path)
     return row
 
 
-def _check(row: dict[str, Any], path: Path) -> None:
+def _check(row: object, path: Path) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{path.name} is not a claim's result: it holds a {type(row).__name__}")
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise ValueError(f"{path.name} is not a claim's result: no {', '.join(missing)}")

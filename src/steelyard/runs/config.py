@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from steelyard.runs.trackers import TRACKERS
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -65,8 +67,9 @@ class TrainConfig:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{_flag(name)} must be positive, found {value}")
         if (self.epochs is None) == (self.steps is None):
-            found = "both" if self.epochs is not None else "neither"
-            raise ValueError(f"give exactly one of --epochs and --steps, found {found}")
+            both = f"--epochs {self.epochs} and --steps {self.steps}"
+            found = "neither" if self.epochs is None else both
+            raise ValueError(f"give one of --epochs and --steps, found {found}")
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise ValueError(
                 f"--epsilon must be positive, found {self.epsilon}; --no-privacy trains without"
@@ -75,12 +78,16 @@ class TrainConfig:
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("accountant", self.accountant, ("pld", "rdp"))
         _choice("adapter", self.adapter, ("lora", "bias", "head", "full"))
+        _choice("tracker", self.tracker, TRACKERS)
         for name in ("momentum", "average"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name} must be in [0, 1), found {value}")
-        if self.weight_decay < 0:
-            raise ValueError(f"--weight-decay must be 0 or positive, found {self.weight_decay}")
+        for name in ("weight_decay", "warmup", "seed", "noise_seed"):
+            value, below = getattr(self, name), 2**63 if "seed" in name else math.inf
+            if value is not None and not 0 <= value < below:
+                limit = " and below 2^63" if "seed" in name else " and finite"
+                raise ValueError(f"--{_flag(name)} must be 0 or more{limit}, found {value}")
         for name in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -98,9 +105,15 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        """From a run folder's config.json; what later versions added or dropped is left out."""
+        """From a run folder's config.json; what later versions added or dropped is left out.
+
+        Raises ValueError for what is not the settings of a run.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in saved.items() if name in known})
+        try:
+            return cls(**{name: value for name, value in saved.items() if name in known})
+        except TypeError as error:
+            raise ValueError(f"these are not the settings of a run: {error}") from None
 
 
 def parse_groups(text: str) -> str | int | list[str]:

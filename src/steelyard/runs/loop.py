@@ -14,11 +14,8 @@ interrupted.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +38,9 @@ from steelyard.runs.checkpoint import (
 )
 from steelyard.runs.config import TrainConfig, parse_groups
 from steelyard.runs.events import Events
+from steelyard.runs.interrupt import Interrupted, interruptible
 from steelyard.runs.ledger import Ledger
+from steelyard.runs.optimizers import make_optimizer, rate
 from steelyard.runs.problem import Problem
 from steelyard.runs.progress import RunProgress
 from steelyard.weightings.clip import parse_clip
@@ -54,14 +53,6 @@ class At:
     step: int
     name: str
     action: Callable[[Training], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the run was saved at `step`."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step = step
 
 
 class Training:
@@ -103,9 +94,12 @@ class Training:
         )
         self.rows, self.mechanism, self.ledger = None, None, None
         if plan is not None:
+            clip = parse_clip(config.clip)
+            if math.isinf(clip.bound):
+                raise ValueError(f"--clip {config.clip} bounds nothing: give a bound, as in flat:1")
             self.rows = PerSample(
                 self.model,
-                parse_clip(config.clip),
+                clip,
                 expected_batch=self.expected_batch,
                 groups=parse_groups(config.groups),
                 strict=config.strict,
@@ -114,9 +108,21 @@ class Training:
             self.ledger = Ledger(plan)
             self.ledger.noise_seeded_by_user = seed is not None
             self.ledger.note_public("test loss and accuracy: the test set is treated as public")
-            for note in problem.notes:
+            for note in problem.public:
                 self.ledger.note_public(note)
             attach(self.optimizer, self.rows, self.mechanism, ledger=self.ledger)
+
+    @property
+    def engine(self) -> str:
+        """What makes the gradients."""
+        return self.rows.engine if self.rows is not None else "autograd"
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers the model has, and how many of them are trained."""
+        parameters = list(self.model.parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        return sum(p.numel() for p in parameters), trainable
 
     @property
     def released(self) -> nn.Module:
@@ -126,39 +132,40 @@ class Training:
     def run(self, folder: Path, events: Events, progress: RunProgress) -> dict[str, float]:
         """Train to the last step; the final evaluation. Raises Interrupted after Ctrl-C."""
         evaluate_every = self.config.evaluate_every or max(1, self.steps // 20)
-        checkpoint_every = self.config.checkpoint_every or max(1, math.ceil(self.steps / 10))
+        checkpoint_every = self.config.checkpoint_every or math.ceil(self.steps / 10)
         log_every = max(1, self.steps // 200)
+        if self.step == 0:
+            torch.manual_seed(self.config.seed)  # dropout
+            # whatever happens from here on, a resume draws the same noise again: one release, paid
+            # for once
+            self.save(folder, events)
+        if self.plan is not None:
+            self.plan.curve()  # seconds, once, that are no part of the first step's speed
         measured: dict[str, float] = {}
-        seen, since = 0, time.monotonic()
-        with _interruptible() as interrupted:
+        # samples and seconds of training since the last line of the log
+        seen, busy, speed = 0.0, 0.0, 0.0
+        with interruptible() as pressed:
             while self.step < self.steps:
-                began = time.monotonic()
-                for at in self.actions:
-                    if at.step == self.step:
-                        events.emit("phase", self.step, name=at.name)
-                        at.action(self)
+                self._act(events)
+                lr, began = self.optimizer.param_groups[0]["lr"], time.monotonic()
                 samples, loss = self._one_step()
                 self.step += 1
-                seen += samples
-                self.seconds += time.monotonic() - began
-                epsilon = self.plan.spent(self.step) if self.plan else None
+                took = time.monotonic() - began
+                seen, busy, self.seconds = seen + samples, busy + took, self.seconds + took
                 last = self.step == self.steps
-                speed = seen / max(time.monotonic() - since, 1e-9)
-                if self.step % log_every == 0 or last:
-                    # under privacy the training loss of the batch is not logged: it is not noised
+                epsilon = self.plan.spent(self.step) if self.plan else None
+                if log := self.step % log_every == 0 or last:
+                    speed, seen, busy = seen / max(busy, 1e-9), 0.0, 0.0
                     events.emit(
                         "train",
                         self.step,
                         samples_per_s=speed,
-                        lr=self.optimizer.param_groups[0]["lr"],
+                        lr=lr,
                         epsilon=epsilon,
                         loss=loss,
                     )
-                    seen, since = 0, time.monotonic()
                 if self.step % evaluate_every == 0 or last:
-                    measured = self.problem.evaluate(
-                        self.released, batch=max(256, self.config.micro_batch)
-                    )
+                    measured = self.evaluate()
                     events.emit(
                         "eval",
                         self.step,
@@ -167,34 +174,41 @@ class Training:
                         epsilon=epsilon,
                         **measured,
                     )
-                    seen, since = 0, time.monotonic()
-                if self.step % log_every == 0 or last:
+                if log:
                     progress.update(
                         self.step, speed, epsilon, loss, accuracy=measured.get("accuracy")
                     )
-                if self.step % checkpoint_every == 0 or last or interrupted.is_set():
+                stop = pressed.is_set()
+                if self.step % checkpoint_every == 0 or last or stop:
                     self.save(folder, events)
-                if interrupted.is_set() and not last:
+                if stop:
                     events.emit("interrupt", self.step)
                     raise Interrupted(self.step)
-        return measured
+        return measured or self.evaluate()  # nothing was left to do after a resume
 
-    def _one_step(self) -> tuple[int, float | None]:
-        """One optimizer step on one logical batch: how many samples, and (not private) their
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy (perplexity for language) of the released model on the test set."""
+        return self.problem.evaluate(self.released, batch=max(256, self.config.micro_batch))
 
-        loss.
+    def _act(self, events: Events) -> None:
+        for at in self.actions:
+            if at.step == self.step:
+                events.emit("phase", self.step, name=at.name)
+                at.action(self)
+
+    def _one_step(self) -> tuple[float, float | None]:
+        """One optimizer step on one logical batch: its size, and its loss.
+
+        Under privacy neither leaves this function: the size is the expected one, the loss None.
         """
         indices = self.sampler.draw()
         total = 0.0
         for piece in microbatches(indices, self.config.micro_batch):
-            if len(piece) == 0 and self.rows is None:
-                continue
-            losses = self._losses(piece)
             if self.rows is not None:
-                self.rows.backward(losses)
-            else:
-                loss = losses.sum() / self.expected_batch
-                loss.backward()
+                self.rows.backward(self._losses(piece))
+            elif len(piece):
+                losses = self._losses(piece)
+                (losses.sum() / self.expected_batch).backward()
                 total += float(losses.detach().sum())
         if self.rows is None and not math.isfinite(total):
             raise FloatingPointError(
@@ -205,7 +219,9 @@ class Training:
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return len(indices), None if self.rows is not None else total / max(len(indices), 1)
+        if self.rows is not None:
+            return self.expected_batch, None
+        return len(indices), total / max(len(indices), 1)
 
     def _losses(self, piece: Tensor) -> Tensor:
         if len(piece) == 0:  # an empty batch arms the step; no model needs to accept it
@@ -251,46 +267,3 @@ class Training:
             self.ledger.load_state_dict(states["ledger"])
         self.step, self.seconds = saved.step, states["seconds"]
         return [*saved.notices, *restore_random_states(states["random"])]
-
-
-def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The schedule's factor on the learning rate before step `step` (counted from 0)."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(steps - config.warmup, 1)
-    if config.schedule == "linear":
-        return 1.0 - done
-    return 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that a step is never cut in two; a second one stops at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed  # signals belong to the main thread: nothing to catch here
-        return
-
-    def handle(number: int, frame: object) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

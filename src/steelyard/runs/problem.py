@@ -6,15 +6,17 @@ Inputs are scaled by fixed constants, never by statistics of the private data.
 |---|---|---|---|
 | image | cnn, vit, mlp, Hugging Face | one image, scaled to [-1, 1] | cross-entropy |
 | features | mlp | one row, sign(x) log(1 + |x|) | cross-entropy |
-| text with labels | Hugging Face | one text | cross-entropy |
+| text with labels | Hugging Face | one text, cut after `length` tokens | cross-entropy |
 | text | gpt (bytes), Hugging Face (its tokens) | a chunk of `length` tokens | mean over tokens |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from steelyard import models
 from steelyard.data import Table, load
+from steelyard.data.suggest import did_you_mean
 from steelyard.models import Task
 from steelyard.runs.config import TrainConfig
 
@@ -35,8 +38,9 @@ class Problem:
     """A model and its data, on one device when it is asked for batches.
 
     train_x, test_x: uint8 images [n, C, H, W], float features [n, d], or int64 tokens [n, T]
-    (language: [n, T + 1]). train_y, test_y: int64 [n]; None for language. `notes`: sentences for
-    the ledger.
+    (language: [n, T + 1]). train_y, test_y: int64 [n]; None for language. For the ledger, in plain
+    sentences: `public`, what was computed from public values; `assumptions`, what the guarantee
+    rests on.
     """
 
     model: nn.Module
@@ -47,7 +51,8 @@ class Problem:
     test_y: Tensor | None
     device: torch.device
     padding: int = -1
-    notes: list[str] = field(default_factory=list)
+    public: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -59,33 +64,41 @@ class Problem:
 
     def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """One loss per sample, a function of that sample alone: [B]."""
-        logits = model(x)
+        logits = model(x).float()
         if self.task.kind != "language":
-            return F.cross_entropy(logits.float(), y, reduction="none")
-        tokens = F.cross_entropy(
-            logits.float().transpose(1, 2), y, reduction="none", ignore_index=self.padding
-        )
-        return tokens.sum(1) / (y != self.padding).sum(1).clamp(min=1)  # its own length only
+            return F.cross_entropy(logits, y, reduction="none")
+        return self._token_losses(logits, y).sum(1) / self._real(y).clamp(min=1)  # its own length
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, batch: int) -> dict[str, float]:
-        """Test loss and accuracy (perplexity for language) of the model in eval mode."""
+        """Test loss and accuracy; for language, loss per token and perplexity. In eval mode."""
         training = model.training
         model.eval()
-        total, right = 0.0, 0
+        total, right, count = 0.0, 0, 0
         for indices in torch.arange(len(self.test_x)).split(batch):
             x, y = self._inputs(self.test_x, self.test_y, indices)
+            logits = model(x).float()
             if self.task.kind == "language":
-                total += float(self.losses(model, x, y).sum())
+                total += float(self._token_losses(logits, y).sum())
+                count += int(self._real(y).sum())
             else:
-                logits = model(x).float()
                 total += float(F.cross_entropy(logits, y, reduction="sum"))
                 right += int((logits.argmax(1) == y).sum())
+                count += len(y)
         model.train(training)
-        loss = total / len(self.test_x)
+        loss = total / max(count, 1)
         if self.task.kind == "language":
             return {"loss": loss, "perplexity": math.exp(min(loss, 50.0))}
-        return {"loss": loss, "accuracy": right / len(self.test_x)}
+        return {"loss": loss, "accuracy": right / count}
+
+    def _token_losses(self, logits: Tensor, y: Tensor) -> Tensor:  # [B, T]
+        return F.cross_entropy(
+            logits.transpose(1, 2), y, reduction="none", ignore_index=self.padding
+        )
+
+    def _real(self, y: Tensor) -> Tensor:
+        """How many tokens of each sample are not padding: [B]."""
+        return (y != self.padding).sum(1)
 
     def _inputs(self, xs: Tensor, ys: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
         x = xs[indices].to(self.device)
@@ -96,55 +109,32 @@ class Problem:
         return x, ys[indices].to(self.device)
 
 
-def make_problem(config: TrainConfig) -> Problem:
-    """Load the data, build or load the model. Raises ValueError with one line for bad input."""
-    table = load(config.data, text=config.text, label=config.label, test=config.test)
-    device = choose_device(config.device)
-    own = config.model in models.MODELS
-    notes: list[str] = []
-    tokenizer, padding = None, -1
-    if table.kind == "text":
-        if own and config.model != "gpt":
-            raise ValueError(
-                f"{config.model!r} does not read text, and {config.data!r} is text: use gpt "
-                "(bytes) or "
-                "a Hugging Face model such as minilm"
-            )
-        labelled = table.train_y is not None and not own
-        task = Task(
-            kind="text" if labelled else "language",
-            classes=len(table.classes) if labelled else 0,
-            shape=(config.length,),
-            vocabulary=BYTES,
-        )
-    else:
-        task = _array_task(table)
-    if own:
-        model = models.build(config.model, task, seed=config.seed)
-        padding = PADDING if task.kind == "language" else -1
-    else:
-        from steelyard.hf.models import load_hf
+def read_table(config: TrainConfig) -> Table:
+    """The data of these settings. Raises ValueError with one line."""
+    return load(config.data, text=config.text, label=config.label, test=config.test)
 
-        model, tokenizer = load_hf(config.model, task, adapter=config.adapter, seed=config.seed)
-    normalised = models.batchnorm_names(model)
-    if config.private and normalised:
-        if not config.replace_batchnorm:
-            raise ValueError(
-                f"layer {normalised[0]!r} is a BatchNorm: it mixes the samples of a batch, so "
-                "none can be "
-                "protected; --replace-batchnorm puts GroupNorm in its place"
-            )
-        models.replace_batchnorm(model)
+
+def make_problem(config: TrainConfig, table: Table | None = None) -> Problem:
+    """Build or load the model for the data (`table`, where it was read already).
+
+    Raises ValueError with one line for bad input.
+    """
+    device = choose_device(config.device)
+    table = table or read_table(config)
+    task = _task(table, config)
+    model, tokenizer = _model(config, task)
+    public: list[str] = []
+    assumptions: list[str] = []
+    padding = -1
     if table.kind == "text":
-        train_x, padding = _tokens(table.train_x, task, config.length, tokenizer)
-        test_x, _ = _tokens(table.test_x, task, config.length, tokenizer)
+        train_x, padding = _tokens(table.train_x, task, tokenizer)
+        test_x, _ = _tokens(table.test_x, task, tokenizer)
         if task.kind == "language":
-            notes.append(
-                f"the unit of protection is one chunk of {config.length} tokens, not a whole "
-                "document"
-            )
+            unit = f"a chunk of {config.length} tokens, not a whole document"
+            assumptions.append(f"One sample, the unit that is protected, is {unit}.")
     else:
-        train_x, test_x = _array(table, table.train_x, notes), _array(table, table.test_x, [])
+        train_x, test_x = _array(table, table.train_x), _array(table, table.test_x)
+        public.append(_SCALED[table.kind])
     labelled = task.kind != "language"
     return Problem(
         model=model.to(device),
@@ -155,62 +145,110 @@ def make_problem(config: TrainConfig) -> Problem:
         test_y=torch.from_numpy(table.test_y) if labelled else None,
         device=device,
         padding=padding,
-        notes=notes,
+        public=public,
+        assumptions=assumptions,
     )
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, else the CPU. Raises ValueError for one that is not
-
-    there.
-    """
+    """ "auto" is the first CUDA device, else the CPU. Raises ValueError for one that is absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:1") from None
+    try:
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here ({reason}): use cpu") from None
     return device
 
 
-def _array_task(table: Table) -> Task:
-    if table.train_y is None:
-        raise ValueError(
-            f"{table.name!r} has no labels: nothing to learn from its {table.kind} rows"
+def _task(table: Table, config: TrainConfig) -> Task:
+    if table.kind == "text":
+        if config.model in models.MODELS and config.model != "gpt":
+            raise ValueError(
+                f"model {config.model!r} does not read text, and {config.data!r} is text: use gpt "
+                "(bytes) or a Hugging Face model such as minilm"
+            )
+        labelled = table.train_y is not None and config.model != "gpt"
+        return Task(
+            kind="text" if labelled else "language",
+            classes=len(table.classes) if labelled else 0,
+            shape=(config.length,),
+            vocabulary=BYTES,
         )
     assert isinstance(table.train_x, np.ndarray)
     kind = "image" if table.kind == "image" else "features"
     return Task(kind=kind, classes=len(table.classes), shape=tuple(table.train_x.shape[1:]))
 
 
-def _array(table: Table, rows: np.ndarray | list[str], notes: list[str]) -> Tensor:
+def _model(config: TrainConfig, task: Task) -> tuple[nn.Module, Any]:
+    """The model on the CPU and, where it has one, its tokenizer."""
+    tokenizer = None
+    if config.model in models.MODELS:
+        model = models.build(config.model, task, seed=config.seed)
+    elif find_spec("transformers") is None:
+        raise ValueError(
+            f"unknown model {config.model!r}{did_you_mean(config.model, models.MODELS)} our own "
+            f"are {', '.join(models.MODELS)}; others need: pip install 'steelyard[hf]'"
+        )
+    else:
+        from steelyard.hf.models import load_hf
+
+        model, tokenizer = load_hf(config.model, task, adapter=config.adapter, seed=config.seed)
+    normalised = models.batchnorm_names(model)
+    if normalised and config.replace_batchnorm:
+        models.replace_batchnorm(model)
+    elif normalised and config.private:
+        raise ValueError(
+            f"layer {normalised[0]!r} is a BatchNorm: it mixes the samples of a batch, so none can "
+            "be protected; --replace-batchnorm puts GroupNorm in its place"
+        )
+    return model, tokenizer
+
+
+_SCALED = {
+    "image": "pixels are scaled to [-1, 1] by a fixed constant",
+    "features": "features are compressed by the fixed function sign(x) log(1 + |x|)",
+}
+
+
+def _array(table: Table, rows: np.ndarray | list[str]) -> Tensor:
     assert isinstance(rows, np.ndarray)
     tensor = torch.from_numpy(rows)
     if table.kind == "image":
-        notes.append("pixels are scaled to [-1, 1] by a fixed constant")
         return tensor.permute(0, 3, 1, 2).contiguous()  # [n, C, H, W]
-    notes.append("features are compressed by the fixed function sign(x) log(1 + |x|)")
     return tensor.sign() * tensor.abs().log1p()
 
 
-def _tokens(
-    texts: np.ndarray | list[str], task: Task, length: int, tokenizer: object
-) -> tuple[Tensor, int]:
+def _tokens(texts: np.ndarray | list[str], task: Task, tokenizer: Any) -> tuple[Tensor, int]:
+    """Token ids int64 [n, T] (language: chunks [n, T + 1]) and the id that pads."""
     assert isinstance(texts, list)
+    length = task.shape[0]
     if tokenizer is None:  # our own gpt reads bytes: no vocabulary is learned from private text
-        return torch.tensor(list(_byte_chunks(texts, length + 1)), dtype=torch.int64), PADDING
-    from steelyard.hf.models import encode
+        return _chunks((list(text.encode()) for text in texts), length + 1, PADDING), PADDING
+    from steelyard.hf import models as hf
 
-    extra = 1 if task.kind == "language" else 0
-    tokens = encode(tokenizer, texts, length + extra)
-    return tokens, int(getattr(tokenizer, "pad_token_id", 0) or 0)
+    if task.kind == "text":
+        return hf.encode(tokenizer, texts, length), _padding(tokenizer)
+    with hf.quiet():  # a text may be longer than the model's context: it is cut into chunks
+        rows = tokenizer(texts, return_attention_mask=False)["input_ids"]
+    return _chunks(rows, length + 1, _padding(tokenizer)), _padding(tokenizer)
 
 
-def _byte_chunks(texts: list[str], size: int) -> Iterator[list[int]]:
-    for text in texts:
-        raw = text.encode()
-        for start in range(0, max(len(raw) - 1, 1), size - 1):
-            chunk = list(raw[start : start + size])
-            yield chunk + [PADDING] * (size - len(chunk))
+def _padding(tokenizer: Any) -> int:
+    return int(tokenizer.pad_token_id)
+
+
+def _chunks(rows: Iterable[list[int]], size: int, padding: int) -> Tensor:
+    """Pieces of `size` tokens, each starting with the last token of the one before: [n, size]."""
+    chunks = [
+        row[start : start + size]
+        for row in rows
+        for start in range(0, max(len(row) - 1, 1), size - 1)
+    ]
+    padded = [chunk + [padding] * (size - len(chunk)) for chunk in chunks]
+    return torch.tensor(padded, dtype=torch.int64)
