@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from engines import ENGINES, WORKLOADS
 
-
 WARM = 4  # the first batches also prove coverage and independence
 
 

@@ -203,24 +203,6 @@ def test_the_default_run_has_a_twin_without_privacy(command_line, tmp_path):
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
-def test_settings_that_nobody_chose():
-    settled = recipes.settle({}, private=True)
-    assert settled.config == recipes.DEFAULT
-    assert settled.twin == recipes.DEFAULT_BASELINE
-    assert recipes.settle({}, private=False).config == recipes.DEFAULT_BASELINE
-    chosen = {"batch": 64, "lr": 0.3, "epochs": 2.0}
-    twin = recipes.settle(chosen, private=True).twin
-    assert (twin.batch, twin.lr, twin.epochs, twin.epsilon) == (64, 0.3, 2.0, None)
-
-
-def test_a_batch_that_nobody_chose_fits_little_data(features_csv):
-    settled = recipes.settle({"data": str(features_csv)}, private=True)
-    assert settled.config.batch == settled.table.n // 10
-    assert settled.config.delta is None  # from n
-    chosen = recipes.settle({"data": str(features_csv), "batch": 100}, private=True)
-    assert chosen.config.batch == 100
-
-
 def test_without_and_with_noise_seed(command_line, features_csv, tmp_path):
     def weights(name: str, *options: object) -> bytes:
         run = ("train", "--data", features_csv, *QUICK, *options, "--out", name)
@@ -232,28 +214,6 @@ def test_without_and_with_noise_seed(command_line, features_csv, tmp_path):
     assert weights("d") != weights("e")  # the seed of the weights is the same: 0
     assert read(tmp_path / "a" / "ledger.json")["noise_seeded_by_user"] is True
     assert read(tmp_path / "d" / "ledger.json")["noise_seeded_by_user"] is False
-
-
-def test_dry_run_shows_the_plan_and_writes_nothing(command_line, features_csv, tmp_path):
-    before = set(tmp_path.rglob("*"))
-    outcome = command_line("train", "--data", features_csv, *QUICK, "--dry-run")
-    assert outcome.code == 0
-    for part in ("sigma", "q 0.", "epsilon by step", "memory", "activations", "3 of expected"):
-        assert part in outcome.out
-    assert max(map(len, outcome.out.splitlines())) <= 80
-    assert set(tmp_path.rglob("*")) == before
-    without = command_line("train", "--data", features_csv, "--no-privacy", "--dry-run")
-    assert "nothing is protected" in without.out
-
-
-def test_memory_estimate_grows_with_the_micro_batch(features_csv):
-    settled = recipes.settle({"data": str(features_csv), "steps": 1}, private=False)
-    small, large = (
-        recipes.preview(settled.config.replace(batch=64, micro_batch=size), settled.table).memory
-        for size in (8, 64)
-    )
-    assert large["activations"] == pytest.approx(8 * small["activations"])
-    assert small["parameters"] == pytest.approx(4 * (4 * 256 + 256 + 256 * 2 + 2) / 2**20)
 
 
 def test_the_report_can_be_written_again(command_line, features_csv, tmp_path):
@@ -283,6 +243,14 @@ def test_tables_fit_a_narrow_terminal(command_line):
         assert outcome.code == 0
         assert max(map(len, outcome.out.splitlines())) <= 80
     assert "fashion-mnist-small" in command_line("data", "list").out  # not cut in two
+
+
+def test_an_existing_folder_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    config = recipes.DEFAULT.replace(data="nosuch.csv")
+    with pytest.raises(ValueError, match=r"exists already: .*--out, or continue it: --resume"):
+        recipes.train(config, tmp_path / "run")
 
 
 def test_a_copied_folder_is_a_run_of_its_own_name(command_line, features_csv, tmp_path):

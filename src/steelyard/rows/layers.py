@@ -117,6 +117,7 @@ def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     ]
+    x = x.contiguous()  # of channels-last images too: rows of the copy below are then contiguous
     steps = x.stride()[2:]
     view = x.as_strided(
         (*x.shape[:2], *kernel, *sizes),

@@ -105,7 +105,7 @@ class Problem:
         if ys is None:
             return x[:, :-1], x[:, 1:]
         if x.dtype == torch.uint8:
-            x = x.float() / 127.5 - 1.0
+            x = (x.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
         return x, ys[indices].to(self.device)
 
 
@@ -136,6 +136,8 @@ def make_problem(config: TrainConfig, table: Table | None = None) -> Problem:
         train_x, test_x = _array(table, table.train_x), _array(table, table.test_x)
         public.append(_SCALED[table.kind])
     labelled = task.kind != "language"
+    if task.kind == "image":  # pooling and convolutions are up to twice as fast in this layout
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Problem(
         model=model.to(device),
         task=task,
@@ -229,13 +231,14 @@ def _tokens(texts: np.ndarray | list[str], task: Task, tokenizer: Any) -> tuple[
     assert isinstance(texts, list)
     length = task.shape[0]
     if tokenizer is None:  # our own gpt reads bytes: no vocabulary is learned from private text
-        return _chunks((list(text.encode()) for text in texts), length + 1, PADDING), PADDING
+        rows = (np.frombuffer(text.encode(), dtype=np.uint8) for text in texts)
+        return _chunks(rows, length + 1, PADDING), PADDING
     from steelyard.hf import models as hf
 
     if task.kind == "text":
         return hf.encode(tokenizer, texts, length), _padding(tokenizer)
     with hf.quiet():  # a text may be longer than the model's context: it is cut into chunks
-        rows = tokenizer(texts, return_attention_mask=False)["input_ids"]
+        rows = map(np.asarray, tokenizer(texts, return_attention_mask=False)["input_ids"])
     return _chunks(rows, length + 1, _padding(tokenizer)), _padding(tokenizer)
 
 
@@ -243,12 +246,14 @@ def _padding(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _chunks(rows: Iterable[list[int]], size: int, padding: int) -> Tensor:
+def _chunks(rows: Iterable[np.ndarray], size: int, padding: int) -> Tensor:
     """Pieces of `size` tokens, each starting with the last token of the one before: [n, size]."""
-    chunks = [
+    pieces = [
         row[start : start + size]
         for row in rows
         for start in range(0, max(len(row) - 1, 1), size - 1)
     ]
-    padded = [chunk + [padding] * (size - len(chunk)) for chunk in chunks]
-    return torch.tensor(padded, dtype=torch.int64)
+    chunks = torch.full((len(pieces), size), padding, dtype=torch.int64)
+    for chunk, piece in zip(chunks, pieces, strict=True):
+        chunk[: len(piece)] = torch.from_numpy(piece.astype(np.int64))
+    return chunks

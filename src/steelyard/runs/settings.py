@@ -17,12 +17,12 @@ DEFAULT = TrainConfig(
     data="fashion-mnist-small",
     epsilon=3.0,
     delta=1e-5,
-    epochs=30,
-    batch=1024,
-    micro_batch=1024,
+    epochs=60,
+    batch=2048,
+    micro_batch=512,
     clip="auto-s",
     optimizer="sgd",
-    lr=1.0,
+    lr=0.35,
     momentum=0.9,
 )
 DEFAULT_BASELINE = DEFAULT.replace(epsilon=None, delta=None, batch=128, lr=0.05, epochs=15)
@@ -31,13 +31,13 @@ DEFAULT_BASELINE = DEFAULT.replace(epsilon=None, delta=None, batch=128, lr=0.05,
 _TRANSFORMER = DEFAULT.replace(optimizer="adamw", lr=1e-3, batch=512, micro_batch=64, epochs=10)
 BY_MODEL = {
     "cnn": DEFAULT,
-    "mlp": DEFAULT.replace(model="mlp", lr=0.5),
+    "mlp": DEFAULT.replace(model="mlp", lr=0.25),
     "vit": _TRANSFORMER.replace(model="vit"),
     "gpt": _TRANSFORMER.replace(model="gpt", micro_batch=32),
 }
 BY_KIND = {"image": "cnn", "features": "mlp", "text": "minilm"}
 DATA_OF = {"gpt": "shakespeare", "minilm": "rotten-tomatoes", "smollm2": "shakespeare"}
-SMALLEST_PART = 10  # a batch that nobody chose is at most this part of the data
+SMALLEST_PART = 5  # a batch that nobody chose is at most this part of the data
 
 
 @dataclass(frozen=True, kw_only=True)
