@@ -57,7 +57,7 @@ def to_table(
         if not held.any() or held.all():
             raise ValueError(
                 f"{train.path}: no good tenth of {len(held)} rows to hold out (seed {seed}): "
-                "give a test file, or another seed"
+                "give a test file"
             )
         train_x, test_x = take(train_x, ~held), take(train_x, held)
         if train_y is not None:

@@ -52,7 +52,7 @@ def image_folder(
         if not held.any() or held.all():
             raise ValueError(
                 f"{folder}: no good tenth of {len(held)} images to hold out (seed {seed}): "
-                "give a test folder, or another seed"
+                "give a test folder"
             )
         test_x, test_y = train_x[held], train_y[held]
         train_x, train_y = train_x[~held], train_y[~held]

@@ -122,5 +122,5 @@ def _check_classes(
     if len(unseen):
         raise ValueError(
             f"data set '{name}': class '{classes[unseen[0]]}' occurs in the test part but never in "
-            "training: add training rows of it, or hold out others by another seed or test file"
+            "training: add training rows of it, or give a test file"
         )

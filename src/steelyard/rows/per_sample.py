@@ -271,7 +271,10 @@ class PerSample:
 
     def _take_over(self, reason: str) -> None:
         if self._strict:
-            raise ValueError(f"{reason}: no fast per-sample rule (strict)")
+            raise ValueError(
+                f"{reason}: strict refuses the slow reference engine; freeze those parameters, or "
+                "drop strict"
+            )
         warnings.warn(
             f"{reason}: the reference engine takes over, one backward pass per sample (slow, exact)"
         )
