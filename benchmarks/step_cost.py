@@ -140,7 +140,7 @@ def main() -> None:
         child(*args.child)
         return
     warnings.simplefilter("ignore")
-    rounds, seconds = (8, 10.0) if args.quick else (60, 60.0)
+    rounds, seconds = (8, 10.0) if args.quick else (60, 45.0)
     rows: list[dict[str, object]] = []
     for name in args.only.split(","):
         engines = args.engines.split(",")

@@ -35,7 +35,7 @@ PRIVATE = [
 PLAIN = [
     {"batch": batch, "epochs": epochs, "lr": lr}
     for batch, epochs in ((64, 10), (128, 15))
-    for lr in (0.02, 0.05, 0.1, 0.2)
+    for lr in (0.005, 0.01, 0.02, 0.05)
 ]
 
 

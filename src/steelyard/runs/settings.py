@@ -22,10 +22,10 @@ DEFAULT = TrainConfig(
     micro_batch=512,
     clip="auto-s",
     optimizer="sgd",
-    lr=0.35,
+    lr=0.25,
     momentum=0.9,
 )
-DEFAULT_BASELINE = DEFAULT.replace(epsilon=None, delta=None, batch=128, lr=0.05, epochs=15)
+DEFAULT_BASELINE = DEFAULT.replace(epsilon=None, delta=None, batch=128, lr=0.02, epochs=15)
 
 # Where only a model is named: settings that are sensible for its kind.
 _TRANSFORMER = DEFAULT.replace(optimizer="adamw", lr=1e-3, batch=512, micro_batch=64, epochs=10)
