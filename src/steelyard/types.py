@@ -23,7 +23,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """Sum of clipped rows divided by the expected batch size, one tensor per parameter, float32.
+    """Sum of clipped rows divided by the expected batch size, one tensor per parameter.
+
+    float32, or float64 where the parameter is.
 
     `sensitivity` is the L2 distance by which adding or removing one sample moves the tensors
     together (R / B). Private: nothing but a `Mechanism` may read the tensors.
