@@ -24,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from engines import ENGINES, WORKLOADS
+from lib.engines import ENGINES, WORKLOADS
 
 WARM = 4  # the first batches also prove coverage and independence
 
