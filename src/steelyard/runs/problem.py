@@ -142,9 +142,9 @@ def make_problem(config: TrainConfig, table: Table | None = None) -> Problem:
         model=model.to(device),
         task=task,
         train_x=train_x,
-        train_y=torch.from_numpy(table.train_y) if labelled else None,
+        train_y=torch.tensor(table.train_y) if labelled else None,
         test_x=test_x,
-        test_y=torch.from_numpy(table.test_y) if labelled else None,
+        test_y=torch.tensor(table.test_y) if labelled else None,
         device=device,
         padding=padding,
         public=public,
@@ -220,7 +220,7 @@ _SCALED = {
 
 def _array(table: Table, rows: np.ndarray | list[str]) -> Tensor:
     assert isinstance(rows, np.ndarray)
-    tensor = torch.from_numpy(rows)
+    tensor = torch.tensor(rows)  # a copy: what was read from a file may be read-only
     if table.kind == "image":
         return tensor.permute(0, 3, 1, 2).contiguous()  # [n, C, H, W]
     return tensor.sign() * tensor.abs().log1p()
