@@ -10,16 +10,10 @@ Every arm has a learning-rate grid of three; the best on seed 0 is run on all se
 from __future__ import annotations
 
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from steelyard.runs.claims import accuracy
 from steelyard.runs.config import TrainConfig
-from steelyard.runs.events import Events
-from steelyard.runs.loop import Training
-from steelyard.runs.problem import make_problem
-from steelyard.runs.progress import RunProgress
-from steelyard.runs.recipes import plan_for
 
 SEEDS = (0, 1, 2)
 PRIVATE = TrainConfig(
@@ -40,20 +34,6 @@ ARMS: dict[str, tuple[TrainConfig, tuple[float, ...]]] = {
         (0.02, 0.05, 0.1),
     ),
 }
-
-
-def accuracy(config: TrainConfig) -> float:
-    """Test accuracy in %, after training in a temporary folder."""
-    problem = make_problem(config)
-    plan, steps = plan_for(config, problem.n)
-    config = config.replace(evaluate_every=steps, checkpoint_every=steps)
-    with tempfile.TemporaryDirectory() as name:
-        training = Training(problem, config, plan, steps, run_id="claim")
-        with (
-            Events(Path(name) / "events.jsonl") as events,
-            RunProgress(steps, plan is not None) as progress,
-        ):
-            return 100 * training.run(Path(name), events, progress)["accuracy"]
 
 
 def run() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from steelyard.runs.config import TrainConfig
 
 VERDICTS = ("holds", "partly", "not here")
 FIELDS = (
@@ -70,6 +73,26 @@ def measure(name: str) -> dict[str, Any]:
     _check(row, path)
     write_atomically(path.with_suffix(".json"), json.dumps(row, indent=1) + "\n")
     return row
+
+
+def accuracy(config: TrainConfig) -> float:
+    """Test accuracy in % of these settings, trained in a temporary folder: what recipes share."""
+    from steelyard.runs.events import Events
+    from steelyard.runs.loop import Training
+    from steelyard.runs.preview import plan_for
+    from steelyard.runs.problem import make_problem
+    from steelyard.runs.progress import RunProgress
+
+    problem = make_problem(config)
+    plan, steps = plan_for(config, problem.n)
+    config = config.replace(evaluate_every=steps, checkpoint_every=steps)
+    with tempfile.TemporaryDirectory() as name:
+        training = Training(problem, config, plan, steps, run_id="claim")
+        with (
+            Events(Path(name) / "events.jsonl") as events,
+            RunProgress(steps, plan is not None) as progress,
+        ):
+            return 100 * training.run(Path(name), events, progress)["accuracy"]
 
 
 def show(name: str | None, *, run: bool, as_json: bool, console: Console) -> None:
