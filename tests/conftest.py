@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,6 +27,29 @@ from steelyard.runs.loop import Training
 from steelyard.runs.preview import plan_for
 from steelyard.runs.problem import make_problem
 from steelyard.runs.progress import RunProgress
+
+
+def _module(path: str) -> ModuleType:
+    """A module beside the tests; they are no package, so it is loaded by its path."""
+    name = f"steelyard_tests_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def properties() -> ModuleType:
+    """The contracts as functions: tests/contracts/properties.py."""
+    return _module("contracts/properties.py")
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """The slow, independent version of the clipped sum: tests/rows/oracle.py."""
+    return _module("rows/oracle.py")
 
 
 @dataclass(frozen=True, kw_only=True)

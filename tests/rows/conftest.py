@@ -1,23 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
-    """The slow, independent version of the clipped sum: tests/rows/oracle.py."""
-    path = Path(__file__).with_name("oracle.py")
-    spec = importlib.util.spec_from_file_location("steelyard_tests_rows_oracle", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)

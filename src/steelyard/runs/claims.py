@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from steelyard.runs.config import TrainConfig
+    from steelyard.runs.problem import Problem
 
 VERDICTS = ("holds", "partly", "not here")
 FIELDS = (
@@ -75,15 +76,18 @@ def measure(name: str) -> dict[str, Any]:
     return row
 
 
-def accuracy(config: TrainConfig) -> float:
-    """Test accuracy in % of these settings, trained in a temporary folder: what recipes share."""
+def accuracy(config: TrainConfig, problem: Problem | None = None) -> float:
+    """Test accuracy in % of these settings, trained in a temporary folder: what recipes share.
+
+    problem: the data and the fresh model, where they are not just those that the settings name.
+    """
     from steelyard.runs.events import Events
     from steelyard.runs.loop import Training
     from steelyard.runs.preview import plan_for
     from steelyard.runs.problem import make_problem
     from steelyard.runs.progress import RunProgress
 
-    problem = make_problem(config)
+    problem = problem or make_problem(config)
     plan, steps = plan_for(config, problem.n)
     config = config.replace(evaluate_every=steps, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as name:
