@@ -63,9 +63,9 @@ class ClippedSum:
             for group in self._fed(names):
                 group.pending += 1
 
-    def arrive(self, factors: Mapping[str, Factor]) -> None:
-        for name, factor in factors.items():
-            self._group_of[name].factors.setdefault(name, []).append(factor)
+    def arrive(self, factors: Mapping[str, Sequence[Factor]]) -> None:
+        for name, uses in factors.items():
+            self._group_of[name].factors.setdefault(name, []).extend(uses)
         for group in self._fed(factors):
             group.pending -= 1
             if group.pending == 0:
@@ -83,13 +83,11 @@ class ClippedSum:
     @torch.no_grad()
     def _close(self, group: _Group) -> None:
         factors, group.factors = group.factors, {}
-        squares = [squared_norms(uses) for uses in factors.values()]
-        norms = torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()  # [B]
+        norms = squared_norms(list(factors.values())).sqrt()  # [B]
         weights = group.weighting(norms)
         finite = torch.isfinite(norms + weights).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        weights = weights * self._scale
-        add_weighted(self.sums, factors, weights)
+        add_weighted(self.sums, factors, weights * self._scale)
 
 
 class _Group:

@@ -20,39 +20,53 @@ Shapes: B samples, L positions.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Instantiating a weight's rows and re-using them for the sum costs no extra product but moves
+# 3 * B * m * n numbers through memory; the ghost norm costs 2 B L^2 (m + n) more operations.
+# Measured on CPUs (benchmarks/step_cost.py): about this many operations per number moved.
+OPERATIONS_PER_NUMBER = 48
+
 
 @dataclass(slots=True)
 class Dense:
-    """Instantiated per-sample gradients [B, *shape]."""
+    """Instantiated per-sample gradients [B, *shape]; `last_to` as in `Outer`."""
 
     rows: Tensor
+    last_to: int = -1
 
     def norms(self) -> tuple[Tensor, Tensor]:  # squared norms, magnitudes: [B], [B]
         norms = torch.linalg.vector_norm(self.flat(), dim=1)
         return norms.square(), norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # [B] -> [*shape]
-        return (weights @ self.flat()).view(self.rows.shape[1:])
+        total = (weights @ self.flat()).view(self.rows.shape[1:])
+        return total if self.last_to == -1 else total.movedim(-1, self.last_to).contiguous()
 
     def flat(self) -> Tensor:  # [B, numbers]
         return self.rows.reshape(self.rows.shape[0], -1)
 
     def in_double(self, samples: Tensor) -> Dense:
-        return Dense(self.rows[samples].double())
+        return Dense(self.rows[samples].double(), self.last_to)
 
 
 @dataclass(slots=True)
 class Outer:
-    """left [B, L, m], right [B, L, n]: gradient [m, n], viewed as `shape`."""
+    """left [B, L, m], right [B, L, n]: gradient [m, n], viewed as `shape`.
+
+    last_to: where the last dimension of that view goes in the parameter's own shape (convolutions
+    keep their channels last while they are summed).
+    """
 
     left: Tensor
     right: Tensor
     shape: torch.Size
+    last_to: int = -1
 
     def norms(self) -> tuple[Tensor, Tensor]:
         if self.left.shape[1] == 1:
@@ -69,15 +83,25 @@ class Outer:
             left = left * weights[:, None, None]
         else:
             right = right * weights[:, None, None]
-        return (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+        total = (left.flatten(0, 1).T @ right.flatten(0, 1)).view(self.shape)
+        return total if self.last_to == -1 else total.movedim(-1, self.last_to).contiguous()
 
     def in_double(self, samples: Tensor) -> Outer:
-        return Outer(self.left[samples].double(), self.right[samples].double(), self.shape)
+        left, right = self.left[samples].double(), self.right[samples].double()
+        return Outer(left, right, self.shape, self.last_to)
 
     def instantiated(self) -> Dense:
         """The same rows as [B, *shape]: B * m * n numbers, re-used for norm and sum."""
         rows = torch.bmm(self.left.transpose(1, 2), self.right)
-        return Dense(rows.view(rows.shape[0], *self.shape))
+        return Dense(rows.view(rows.shape[0], *self.shape), self.last_to)
+
+    def cheaper(self) -> Outer | Dense:
+        """Itself or its instantiated rows, whichever makes norm and sum cheaper."""
+        L, m, n = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+        ghost = 2 * L * L * (m + n)
+        if L > 1 and OPERATIONS_PER_NUMBER * 3 * m * n < ghost:
+            return self.instantiated()
+        return self
 
 
 @dataclass(slots=True)
@@ -118,18 +142,22 @@ Factor = Dense | Outer | OneHot
 CANCELLED = 1e-4
 
 
-def squared_norms(uses: list[Factor]) -> Tensor:
-    """||sum_u g_i^u||^2 of a parameter's uses, cross terms included: [B]."""
-    squares, magnitudes = _norms(uses)
-    if len(uses) == 1 and isinstance(uses[0], Dense):
-        return squares
-    cancelled = (squares < CANCELLED * magnitudes.square()).nonzero().squeeze(1)
-    if len(cancelled) and squares.dtype != torch.float64:
-        again, _ = _norms([use.in_double(cancelled) for use in uses])
-        squares = squares.index_copy(0, cancelled, again.to(squares.dtype))
+def squared_norms(parameters: Sequence[list[Factor]]) -> Tensor:
+    """sum over parameters of ||sum_u g_i^u||^2, u over its uses, cross terms included: [B]."""
+    found = [_norms(uses) for uses in parameters]
+    dtype = functools.reduce(torch.promote_types, (s.dtype for s, _ in found))
+    squares = torch.stack([s.to(dtype) for s, _ in found])  # [parameters, B]
+    magnitudes = torch.stack([m.to(dtype) for _, m in found])
+    safe = all(len(uses) == 1 and isinstance(uses[0], Dense) for uses in parameters)
+    cancelled = squares < CANCELLED * magnitudes.square()
+    if not safe and dtype != torch.float64 and bool(cancelled.any()):
+        for k in cancelled.any(1).nonzero().squeeze(1).tolist():
+            samples = cancelled[k].nonzero().squeeze(1)
+            again, _ = _norms([use.in_double(samples) for use in parameters[k]])
+            squares[k, samples] = again.to(dtype)
     # the sum itself is rounded too: a row is never smaller than its own rounding error
-    rounding = 100 * torch.finfo(squares.dtype).eps * magnitudes
-    return torch.maximum(squares, rounding.square())
+    rounding = 100 * torch.finfo(dtype).eps * magnitudes
+    return torch.maximum(squares, rounding.square()).sum(0)
 
 
 def _norms(uses: list[Factor]) -> tuple[Tensor, Tensor]:
@@ -152,6 +180,8 @@ def weighted_sum(uses: list[Factor], weights: Tensor) -> Tensor:
 
 def inner(a: Factor, b: Factor) -> Tensor:
     """<g_i^a, g_i^b> for every sample i: [B]."""
+    if _last_to(a) != _last_to(b):
+        a, b = _plain(a), _plain(b)
     if isinstance(a, Dense):
         if isinstance(b, Dense):
             return (a.flat() * b.flat()).sum(1)
@@ -173,6 +203,18 @@ def inner(a: Factor, b: Factor) -> Tensor:
         left = torch.bmm(a.left, b.left.transpose(1, 2))
         return (left * torch.bmm(a.right, b.right.transpose(1, 2))).sum((1, 2))
     return inner(b, a)  # the product is symmetric; the pairs above cover one order of each
+
+
+def _last_to(factor: Factor) -> int:
+    return -1 if isinstance(factor, OneHot) else factor.last_to
+
+
+def _plain(factor: Factor) -> Factor:
+    """In the layout of the parameter itself."""
+    if isinstance(factor, OneHot) or factor.last_to == -1:
+        return factor
+    rows = (factor if isinstance(factor, Dense) else factor.instantiated()).rows
+    return Dense(rows.movedim(-1, factor.last_to + 1))
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -11,21 +11,15 @@ add a row to the table in tests/rows/test_layers.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Set
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelyard.rows.convolution import convolution, transposed_convolution
 from steelyard.rows.factors import Dense, Factor, OneHot, Outer
 
 Rule = Callable[[nn.Module, Tensor, Tensor, Set[str]], dict[str, Factor]]
-
-# Instantiating a weight's rows and re-using them for the sum costs no extra product but moves
-# 3 * B * m * n numbers through memory; the ghost norm costs 2 B L^2 (m + n) more operations.
-# Measured on CPUs (benchmarks/step_cost.py): about this many operations per number moved.
-OPERATIONS_PER_NUMBER = 48
 
 
 def rule_for(module: nn.Module) -> Rule | None:
@@ -75,62 +69,6 @@ def _embedding(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> di
     return {"weight": OneHot(index, dy, module.num_embeddings)}
 
 
-def _conv(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    dy = dy.flatten(2)  # [B, c_out, L]
-    factors: dict[str, Factor] = {}
-    if "weight" in wanted:
-        patches = _patches(module, x)  # [B, c_in * k, L]
-        if module.groups == 1:
-            factors = _matrix(
-                dy.transpose(1, 2), patches.transpose(1, 2), module.weight, {"weight"}
-            )
-        else:
-            B, G = dy.shape[0], module.groups
-            rows = torch.matmul(
-                dy.reshape(B, G, -1, dy.shape[2]),
-                patches.reshape(B, G, -1, dy.shape[2]).transpose(2, 3),
-            )  # [B, G, c_out / G, c_in / G * k]
-            factors = {"weight": Dense(rows.reshape(B, *module.weight.shape))}
-    if "bias" in wanted:
-        factors["bias"] = Dense(dy.sum(2))
-    return factors
-
-
-def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What each output position sees: [B, c_in * kernel, L]; one strided copy, F.unfold is
-
-    slower.
-    """
-    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-    if module.padding == "valid":
-        sides = [(0, 0)] * len(kernel)
-    elif module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        sides = [(t // 2, t - t // 2) for t in total]
-    else:
-        sides = [(int(p), int(p)) for p in module.padding]
-    if any(side != (0, 0) for side in sides):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, [p for side in reversed(sides) for p in side], mode=mode)
-    sizes = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
-    ]
-    x = x.contiguous()  # of channels-last images too: rows of the copy below are then contiguous
-    steps = x.stride()[2:]
-    view = x.as_strided(
-        (*x.shape[:2], *kernel, *sizes),
-        (
-            *x.stride()[:2],
-            *(step * d for step, d in zip(steps, dilation, strict=True)),
-            *(step * s for step, s in zip(steps, stride, strict=True)),
-        ),
-        x.storage_offset(),
-    )
-    return view.reshape(x.shape[0], -1, math.prod(sizes))
-
-
 def _layer_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
     assert isinstance(module, nn.LayerNorm)
     shape = module.normalized_shape
@@ -149,9 +87,20 @@ def _rms_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dic
 
 def _group_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
     assert isinstance(module, nn.GroupNorm)
+    return _per_channel(x, dy, module.num_groups, module.eps, wanted)
+
+
+def _instance_norm(module: nn.Module, x: Tensor, dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
+    assert isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    return _per_channel(x, dy, x.shape[1], module.eps, wanted)  # every channel its own group
+
+
+def _per_channel(
+    x: Tensor, dy: Tensor, groups: int, eps: float, wanted: Set[str]
+) -> dict[str, Factor]:
     factors: dict[str, Factor] = {}
     if "weight" in wanted:
-        normalised = F.group_norm(x, module.num_groups, eps=module.eps)
+        normalised = F.group_norm(x, groups, eps=eps)
         factors["weight"] = Dense(_channels(dy * normalised).sum(2))
     if "bias" in wanted:
         factors["bias"] = Dense(_channels(dy).sum(2))
@@ -179,13 +128,7 @@ def _matrix(
     if "weight" not in wanted:
         return {}
     assert isinstance(weight, Tensor)
-    factor = Outer(left, right, weight.shape)
-    L, m, n = left.shape[1], left.shape[2], right.shape[2]
-    ghost = 2 * L * L * (m + n)
-    instantiate = OPERATIONS_PER_NUMBER * 3 * m * n
-    if L > 1 and instantiate < ghost:
-        return {"weight": factor.instantiated()}
-    return {"weight": factor}
+    return {"weight": Outer(left, right, weight.shape).cheaper()}
 
 
 def _bias(dy: Tensor, wanted: Set[str]) -> dict[str, Factor]:
@@ -205,7 +148,7 @@ def _channels(x: Tensor) -> Tensor:
 def _weight_only(module: nn.Module, suffix: str) -> bool:
     """Guards a rule found by class name: the parameters must be the ones it knows."""
     own = {name for name, _ in module.named_parameters(recurse=False)}
-    if suffix == "RMSNorm":
+    if suffix in ("RMSNorm", "T5LayerNorm"):
         return own == {"weight"} and bool({"eps", "variance_epsilon"} & module.__dict__.keys())
     return type(module).__module__ == "transformers.pytorch_utils"
 
@@ -213,14 +156,23 @@ def _weight_only(module: nn.Module, suffix: str) -> bool:
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Conv3d: _conv,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.Conv3d: convolution,
+    nn.ConvTranspose1d: transposed_convolution,
+    nn.ConvTranspose2d: transposed_convolution,
+    nn.ConvTranspose3d: transposed_convolution,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
+    nn.InstanceNorm1d: _instance_norm,
+    nn.InstanceNorm2d: _instance_norm,
+    nn.InstanceNorm3d: _instance_norm,
 }
+# rules of layers that keep leading dimensions as they are, so that [T, B, d] makes sense too
+FEATURES_LAST = {_linear, _embedding, _layer_norm, _rms_norm, _conv1d_of_transformers}
 BY_NAME: dict[str, Rule] = {
-    "RMSNorm": _rms_norm,  # Llama, Qwen, T5LayerNorm's kin: y = weight * x / rms(x)
+    "RMSNorm": _rms_norm,  # Llama, Qwen, Gemma: y = weight * x / rms(x), or (1 + weight)
+    "T5LayerNorm": _rms_norm,
     "Conv1D": _conv1d_of_transformers,
 }

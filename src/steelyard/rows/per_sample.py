@@ -5,14 +5,14 @@ Bu, Wang, Zha, Karypis, "Differentially private optimization on large model at s
 
 | symbol | here |
 |---|---|
-| h_l, dy_l | `Use.x`, and the output gradient that its tensor hook receives |
+| h_l, dy_l | input and output gradient of a layer, delivered by its cut (`tape`, `cuts`) |
 | g_i^(m) | row i of the factors of group m's parameters |
 | C_{i,m} | the weighting with bound R_m, in `ClippedSum` |
 | B | `expected_batch`: a constant, so that the divisor says nothing about who took part |
 
-    forward         hooks keep h_l
-    backward, once  autograd.grad(losses, earliest outputs): output gradients, no weight gradients
-      per use       factors of its parameters from (h_l, dy_l); a complete group is clipped and
+    forward         hooks put a cut behind every layer, which saves h_l
+    backward, once  autograd.grad(losses, anchor of the cuts): output gradients, no weight gradients
+      per cut       factors of its parameters from (h_l, dy_l); a complete group is clipped and
       freed
     take            sums / B with sensitivity R / B, R^2 = sum_m R_m^2
 """
@@ -26,14 +26,16 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.nn.parallel import DistributedDataParallel
 
-from steelyard.rows.clipped_sum import ClippedSum, add_weighted
+from steelyard.rows.adaptation import Adaptation
+from steelyard.rows.clipped_sum import ClippedSum
+from steelyard.rows.frames import Frames
 from steelyard.rows.groups import Groups
-from steelyard.rows.proof import Proof
 from steelyard.rows.reference import accumulator, per_row_gradients
-from steelyard.rows.tape import BatchMismatchError, Tape, Use, earliest, find_layers
+from steelyard.rows.relative_bias import Biases
+from steelyard.rows.tape import Tape
+from steelyard.rows.uses import Arrival
 from steelyard.types import Clipped, RowWeighting
 
 
@@ -54,6 +56,7 @@ class PerSample:
     | empty batch | arms the step; every sum is zero |
     | several `backward` before a step | micro-batches of one logical batch: sums add up |
     | tied weights, module called twice | cross terms exact |
+    | a parameter outside any layer | the module's own code is run again (`frames`) |
     | non-finite row | `take` raises; nothing was released |
 
     Raises ValueError for BatchNorm and other layers that mix samples, for a model without
@@ -89,13 +92,22 @@ class PerSample:
         self._sum = ClippedSum(self._names, weighting, groups, shares, self.expected_batch)
         self._armed = False
         self._batch = 0  # samples of the backward in progress
-        self._see = self._feed  # what becomes of the output gradients as they arrive
-        self._proof = Proof(self._names)
-        layers, uncovered = find_layers(model, self._names)
-        self._tape = Tape(model, layers, self._arrive)
+        self._see: Callable[[Arrival], None] = self._feed  # what becomes of arriving gradients
+        self._seen = False  # whether anything has arrived in this pass
         self._fast = engine == "auto"
-        if self._fast and uncovered:
-            self._take_over(f"no rule for {listed(uncovered)}")
+        self._adaptation = Adaptation(model, self._names)
+        self._record()
+
+    def _record(self) -> None:
+        """Hooks for the layout that the first batches have led to so far."""
+        layout = self._adaptation.layout
+        self._tape = Tape(self._model, layout.layers, layout.calls, self._arrive)
+        self._frames = Frames(self._tape, layout.owners)
+        self._biases = Biases(self._tape, layout.biases)
+
+    def _unhook(self) -> None:
+        for part in (self._tape, self._frames, self._biases):
+            part.close()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -128,15 +140,16 @@ class PerSample:
                 self._batch = len(losses)
                 # norms and sums in float32 also where the caller computes in half precision
                 with torch.autocast(losses.device.type, enabled=False):
-                    if not self._proof.done:
-                        self._prove(losses)
-                    self._add(losses)
+                    self._add(
+                        losses, fast=self._fast if self._adaptation.done else self._try(losses)
+                    )
             self._armed = True
         except BaseException:
             self.discard()
             raise
         finally:
             self._tape.clear()
+            self._frames.clear()
 
     def take(self) -> Clipped:
         """The step's clipped mean; disarms. Raises FloatingPointError if a row was not finite."""
@@ -158,15 +171,16 @@ class PerSample:
         return Clipped(tensors, self._sensitivity)
 
     def discard(self) -> None:
-        """Forget the forwards and the sums since the last step."""
+        """Forget the sums since the last step."""
         self._armed = False
         self._sum.clear()
         self._tape.clear()
+        self._frames.clear()
 
     def close(self) -> None:
         """Remove every hook from the model."""
         self.discard()
-        self._tape.close()
+        self._unhook()
 
     def __enter__(self) -> Self:
         return self
@@ -195,79 +209,58 @@ class PerSample:
                 "the rows and make new ones"
             )
 
-    def _add(self, losses: Tensor) -> None:
-        if self._fast:
-            edges = earliest(losses, self._tape.uses)
-            if not edges:
+    def _add(self, losses: Tensor, *, fast: bool) -> None:
+        if fast:
+            self._sum.start(use.names for use in self._tape.uses)
+            self._pass(losses, torch.ones_like(losses), self._feed, retain=False)
+            if not self._seen:
                 raise ValueError(
-                    "the losses reach no layer that was called since the last rows.backward: call "
-                    "it once for each forward pass, before the next one's"
+                    "the losses reach no layer of the model that was recorded: compute them from a "
+                    "forward pass made after the rows, with gradients enabled (and checkpoint "
+                    "with use_reentrant=False)"
                 )
-            self._sum.start(use.wanted.values() for use in self._tape.uses)
-            self._pass(losses, edges, torch.ones_like(losses), retain=False)
         else:
             rows = per_row_gradients(losses, self.parameters)
             self._sum.start([self._names])
-            self._sum.arrive(dict(zip(self._names, rows, strict=True)))
+            self._sum.arrive({name: [row] for name, row in zip(self._names, rows, strict=True)})
         self._sum.finish()
 
     def _pass(
-        self, losses: Tensor, edges: Sequence[GradientEdge], weights: Tensor, *, retain: bool
+        self, losses: Tensor, weights: Tensor, see: Callable[[Arrival], None], *, retain: bool
     ) -> None:
-        """One backward through the graph that only brings output gradients to `_arrive`."""
-        with self._tape.replay():
-            torch.autograd.grad(losses, edges, weights, retain_graph=retain)
-
-    @torch.no_grad()
-    def _arrive(self, use: Use, dy: Tensor) -> None:
-        """A tensor hook: the output gradient of one use is complete."""
-        if self._tape.replaying:  # otherwise it is somebody else's backward
-            self._see(use, dy)
-
-    def _feed(self, use: Use, dy: Tensor) -> None:
-        factors = use.factors(dy, self._batch)
-        use.release()
-        self._sum.arrive(factors)
-
-    # -- the first batches -------------------------------------------------------------------
-
-    def _prove(self, losses: Tensor) -> None:
-        self._proof.independence(losses, partial(self._rehearse, losses))
-        if self._fast:
-            reason = self._difference(losses)
-            if reason:
-                self._take_over(reason)
-        else:
-            self._proof.count()
-
-    def _difference(self, losses: Tensor) -> str | None:
-        """What differs between the plain sum of the rows and autograd's gradient, if anything."""
-        sums: dict[str, Tensor] = {}
-        ones = torch.ones(len(losses), device=losses.device, dtype=accumulator(losses))
-
-        def see(use: Use, dy: Tensor) -> None:
-            factors = use.factors(dy, self._batch)
-            add_weighted(sums, {name: [factor] for name, factor in factors.items()}, ones)
-
+        """One backward through the graph that only brings output gradients to `see`."""
+        self._see, self._seen = see, False
         try:
-            self._rehearse(losses, torch.ones_like(losses), see)
-        except BatchMismatchError as error:
-            return str(error)
-        rough = any(use.rough for use in self._tape.uses)
-        return self._proof.coverage(losses, sums, rough=rough)
-
-    def _rehearse(
-        self, losses: Tensor, weights: Tensor, see: Callable[[Use, Tensor], None]
-    ) -> None:
-        """A backward pass that keeps the graph, and shows every output gradient to `see`."""
-        edges = earliest(losses, self._tape.uses)
-        if not edges:
-            return
-        self._see = see
-        try:
-            self._pass(losses, edges, weights, retain=True)
+            with self._tape.replay():
+                torch.autograd.grad(
+                    losses, self._tape.anchor, weights, retain_graph=retain, allow_unused=True
+                )
+                self._frames.deliver()
         finally:
             self._see = self._feed
+
+    @torch.no_grad()
+    def _arrive(self, arrival: Arrival) -> None:
+        """Inside the backward pass: the gradients of something recorded are complete."""
+        self._seen = True
+        self._see(arrival)
+
+    def _feed(self, arrival: Arrival) -> None:
+        self._sum.arrive(arrival.factors(self._batch))
+
+    def _try(self, losses: Tensor) -> bool:
+        """The first batches: whether this one may go through the fast rules."""
+        found = self._adaptation.judge(
+            losses, partial(self._pass, losses, retain=True), fast=self._fast
+        )
+        if found is None:
+            return self._fast
+        if self._adaptation.adapt(found):
+            self._unhook()
+            self._record()
+        else:
+            self._take_over(found.reason)
+        return False
 
     def _take_over(self, reason: str) -> None:
         if self._strict:

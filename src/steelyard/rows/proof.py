@@ -13,13 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 BATCHES = 3
-Backward = Callable[[Tensor, Callable[[object, Tensor], None]], None]
+Backward = Callable[[Tensor, Callable[[int, list[Tensor]], None]], None]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Why the rows do not serve, the parameters concerned, and the child to take in, if any."""
+
+    reason: str
+    names: list[str]
+    child: nn.Module | None = None
 
 
 class Proof:
@@ -49,7 +59,7 @@ class Proof:
         Of each gradient only a projection per sample is kept: the proof needs no memory.
 
         backward(weights, see): one backward pass of sum_j weights_j losses_j that calls
-        see(use, output gradient) for every recorded use.
+        see(key, output gradients, each [B, ...]) for everything recorded.
         """
         B = len(losses)
         if B < 2 or self._independent:
@@ -59,10 +69,10 @@ class Proof:
         for digit in range(1 + int(math.log(B - 1, 16))):
             exponents = (index // 16**digit) % 16 - 8
             scaled = self._projections(losses, exponents, backward)
-            for use, (before, size) in plain.items():
-                if use not in scaled:
+            for key, (before, size) in plain.items():
+                if key not in scaled:
                     continue
-                error = (scaled[use][0] - torch.ldexp(before, exponents)).abs()
+                error = (scaled[key][0] - torch.ldexp(before, exponents)).abs()
                 rounding = 4 * torch.finfo(before.dtype).eps * torch.ldexp(size, exponents)
                 if (error > rounding).any():
                     raise ValueError(
@@ -76,21 +86,22 @@ class Proof:
     def _projections(
         self, losses: Tensor, exponents: Tensor, backward: Backward
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """By use: one number per sample, and the size of the terms that it sums."""
+        """By key: one number per sample, and the size of the terms that it sums."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def see(use: object, dy: Tensor) -> None:
-            if dy.shape[0] == len(losses):
-                rows = dy.reshape(len(dy), -1)
-                rows = rows.to(torch.promote_types(dy.dtype, torch.float32))
-                direction = torch.arange(1, rows.shape[1] + 1, device=dy.device, dtype=rows.dtype)
-                direction = direction.mul_(12.9898).sin_()  # any direction nobody has aimed at
-                found[id(use)] = rows @ direction, rows.abs() @ direction.abs()
+        def see(key: int, gradients: list[Tensor]) -> None:
+            rows = torch.cat([dy.reshape(len(dy), -1) for dy in gradients], dim=1)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            direction = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+            direction = direction.mul_(12.9898).sin_()  # any direction nobody has aimed at
+            found[key] = rows @ direction, rows.abs() @ direction.abs()
 
         backward(torch.ldexp(torch.ones_like(losses), exponents), see)
         return found
 
-    def coverage(self, losses: Tensor, sums: Mapping[str, Tensor], *, rough: bool) -> str | None:
+    def coverage(
+        self, losses: Tensor, sums: Mapping[str, Tensor], *, rough: bool
+    ) -> Difference | None:
         """None if `sums` (rows with weight one) are autograd's gradients, else what differs.
 
         rough: some output gradient came in half precision.
@@ -101,26 +112,33 @@ class Proof:
             losses.sum(), parameters, retain_graph=True, allow_unused=True
         )
         truth = {
-            name: gradient
+            name: gradient.to_dense()
             for name, gradient in zip(self._names, gradients, strict=True)
             if gradient is not None
         }
         missing = [name for name in truth if name not in sums]
         if missing:
-            return f"parameter {missing[0]!r} is used outside its layer's own forward"
+            return Difference(
+                f"parameter {missing[0]!r} is used outside its layer's own forward", missing
+            )
         if not all(bool(g.isfinite().all()) for g in truth.values()):
             return None  # says nothing; `take` will refuse this step
         scale = max((float(g.norm()) for g in truth.values()), default=0.0)
+        wrong: dict[str, float] = {}
         for name, gradient in truth.items():
             tolerance = 5e-2 if rough else _TOLERANCE.get(gradient.dtype, 5e-2)
             size = float(gradient.norm())
             # gradients that are zero but for rounding (a key's bias under softmax) need a floor
             error = float((sums[name] - gradient).norm())
             if not error <= tolerance * max(size, 1e-2 * scale):
-                return (
-                    f"the rows of parameter {name!r} do not sum to its gradient (relative error "
-                    f"{error / max(size, 1e-30):.1e}): is it also used outside its layer's forward?"
-                )
-            if size > 0:
+                wrong[name] = error / max(size, 1e-30)
+            elif size > 0:
                 self._open.discard(name)
+        if wrong:
+            name, error = next(iter(wrong.items()))
+            return Difference(
+                f"the rows of parameter {name!r} do not sum to its gradient (relative error "
+                f"{error:.1e}): is it also used outside its layer's forward?",
+                list(wrong),
+            )
         return None
