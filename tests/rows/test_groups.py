@@ -30,6 +30,8 @@ TABLE = [
     (["*.bias"], [["wide.bias", "norm.bias", "tail.0.bias"], None]),
     (["wide.*", "tail.*"], [WIDE, FIRST + LAST, NORM]),
     (["*"], [list(NAMES)]),
+    (["wide", "tail"], [WIDE, FIRST + LAST, NORM]),
+    (["tail.1", "tail", "*.weight"], [LAST, FIRST, ["wide.weight", "norm.weight"], None]),
 ]
 
 
@@ -50,6 +52,8 @@ def test_partition(groups, expected):
         (5, "5 clipping blocks"),
         (["wide.wieght"], "'wide.wieght'.*did you mean 'wide.weight'"),
         (["wide.*", "wide.bias"], "'wide.bias'"),
+        (["tail", "tail.1"], "'tail.1'"),
+        (["wid"], "'wid'"),
     ],
 )
 def test_bad_groups_are_named(groups, words):

@@ -121,37 +121,109 @@ def test_ordinary_pytorch_code_stays_exact(oracle, name, groups):
             assert oracle.relative_error(summed(rows), expected, rows.names) < 1e-12
 
 
-@pytest.mark.filterwarnings("ignore:.*the reference engine takes over")
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x)))) * self.scale
+
+
 @pytest.mark.parametrize("compiled_first", [True, False])
-@pytest.mark.parametrize("part", ["submodule", "model"])
-def test_compiled_modules(oracle, part, compiled_first):
-    """Traced code may skip hooks: then the proof must notice, or the rows must be right."""
-    inner = mlp()
-    model = nn.Sequential(inner, nn.Linear(3, 2).double())
-    data = x(5, 3)
+@pytest.mark.parametrize("part", ["blocks", "model"])
+def test_compiled_modules_stay_exact_and_fast(oracle, part, compiled_first):
+    """Layers inside compiled code keep their hooks; what lies between them is compiled."""
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(3, 4), Block(), Block(), nn.Linear(4, 2)).double()
+    data = x(5, 6, 3)
     truth = oracle.per_sample(model, squares, data)
+    expected = list(oracle.clipped_sum(truth, [list(truth[0])], "flat", 0.3).values())
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
 
     def compiled() -> nn.Module:
         if part == "model":
-            return torch.compile(model, backend="eager")  # type: ignore[return-value]
-        inner.compile(backend="eager")
+            return torch.compile(model, backend=counting)  # type: ignore[return-value]
+        for block in model[1:3]:
+            block.compile(backend=counting)
         return model
 
     if compiled_first:
         called = compiled()
-        called(data)
-        rows = PerSample(called, FlatClip(0.3), expected_batch=1)
+        squares(called, data).sum().backward()  # compiled without the hooks
+        model.zero_grad()
+        rows = PerSample(called, FlatClip(0.3), expected_batch=1, strict=True)
     else:
-        rows = PerSample(model, FlatClip(0.3), expected_batch=1)
+        rows = PerSample(model, FlatClip(0.3), expected_batch=1, strict=True)
         called = compiled()
-    for _ in range(2):
+    for _ in range(5):
         rows.backward(squares(called, data))
-        got = list(rows.take().tensors)
-        expected = list(oracle.clipped_sum(truth, [list(truth[0])], "flat", 0.3).values())
-        for one, other in zip(got, expected, strict=True):
+        for one, other in zip(rows.take().tensors, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert rows.engine == "book-keeping"
+    assert graphs
     rows.close()
+    squares(called, data).sum().backward()  # and without the rows it is plain again
     torch.compiler.reset()
+
+
+class Deep(nn.Module):
+    """Blocks, checkpointed or not."""
+
+    def __init__(self, *, checkpointed: bool):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)  # type: ignore[assignment]
+        return self.last(x)
+
+
+def saved_bytes(model: nn.Module, data: Tensor) -> int:
+    """What the graph of a forward pass keeps (inside a checkpointed part: nothing)."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        losses = squares(model, data)
+    assert losses.requires_grad
+    return sum(kept.values())
+
+
+def test_checkpointing_saves_memory_with_the_rows_too(oracle):
+    torch.manual_seed(0)
+    model, data = Deep(checkpointed=True).double(), x(5, 50, 3)
+    plain = saved_bytes(model, data)
+    rows = PerSample(model, FlatClip(0.3), expected_batch=1, strict=True)
+    assert saved_bytes(model, data) <= 1.05 * plain
+    truth = oracle.per_sample(model, squares, data)
+    expected = oracle.clipped_sum(truth, [rows.names], "flat", 0.3)
+    for _ in range(5):
+        rows.backward(squares(model, data))
+        assert oracle.relative_error(summed(rows), expected, rows.names) < 1e-12
+    model.checkpointed = False
+    assert saved_bytes(model, data) > 2 * plain
+
+
+def test_reentrant_checkpointing_is_refused_in_words():
+    model = mlp()
+    rows = PerSample(model, FlatClip(), expected_batch=1)
+    h = checkpoint(model, x(5, 3).requires_grad_(), use_reentrant=True)
+    with pytest.raises((ValueError, RuntimeError), match="use_reentrant"):
+        rows.backward(h.square().sum(1))  # type: ignore[union-attr]
+    assert not rows.armed
 
 
 def test_data_parallel_wrappers_are_refused():

@@ -58,8 +58,7 @@ def bag(module: nn.Module, call: Call, wanted: Set[str]) -> dict[str, list[Facto
     if module.padding_idx is not None:
         counted = counted & (index != module.padding_idx)
     if module.mode == "max":
-        share = _won(module, inputs, index, counted).to(dy.dtype)
-        rows = dy[:, None] * share
+        rows = torch.where(_won(module, inputs, index, counted), dy[:, None], dy.new_zeros(()))
     else:
         share = counted.to(dy.dtype)
         if module.mode == "mean":
@@ -103,5 +102,8 @@ def _won(module: Any, inputs: dict[str, Any], index: Tensor, counted: Tensor) ->
     *_, winner = torch.embedding_bag(
         module.weight, tokens, offsets, False, 2, False, None, last, module.padding_idx
     )  # tokens [B, d]
-    equal = (index[:, :, None] == winner[:, None, :]) & counted[:, :, None]
-    return equal & (equal.cumsum(1) == 1)  # a token that is there twice counts once
+    inorder, places = index.masked_fill(~counted, -1).sort(dim=1)
+    first = torch.ones_like(counted)  # a token that is there twice counts once
+    first[:, 1:] = inorder[:, 1:] != inorder[:, :-1]
+    counted = counted & torch.empty_like(first).scatter(1, places, first)
+    return (index[:, :, None] == winner[:, None, :]) & counted[:, :, None]

@@ -45,7 +45,7 @@ class Dense:
         return norms.square(), norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:  # [B] -> [*shape]
-        total = (weights @ self.flat()).view(self.rows.shape[1:])
+        total = (weights.to(self.rows.dtype) @ self.flat()).view(self.rows.shape[1:])
         return total if self.last_to == -1 else total.movedim(-1, self.last_to).contiguous()
 
     def flat(self) -> Tensor:  # [B, numbers]
@@ -78,7 +78,7 @@ class Outer:
         return (left * right).sum((1, 2)), terms.sqrt().sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        left, right = self.left, self.right
+        left, right, weights = self.left, self.right, weights.to(self.left.dtype)
         if left.shape[2] <= right.shape[2]:
             left = left * weights[:, None, None]
         else:
@@ -127,7 +127,7 @@ class OneHot:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         out = self.dy.new_zeros(self.vocabulary, self.dy.shape[2])
-        weighted = self.dy * weights[:, None, None]
+        weighted = self.dy * weights.to(self.dy.dtype)[:, None, None]
         return out.index_add_(0, self.index.flatten(), weighted.flatten(0, 1))
 
     def in_double(self, samples: Tensor) -> OneHot:

@@ -55,7 +55,7 @@ class Frames:
     """The hooks of all owners of a model, and the frames of the forward pass under way."""
 
     def __init__(self, tape: Tape, owners: list[Owner]):
-        self._tape, self._owners = tape, owners
+        self._tape, self.closed = tape, False
         self._stack: list[Frame | nn.Module] = []  # a module: a child call of the frame below it
         self.open: dict[int, Frame] = {}  # reached by the backward pass in progress
         children = [(m, o) for o in owners for m in o.module.modules() if m not in o.live]
@@ -77,6 +77,7 @@ class Frames:
         self._stack, self.open = [], {}
 
     def close(self) -> None:
+        self.closed = True
         for handle in self._handles:
             handle.remove()
         self.clear()

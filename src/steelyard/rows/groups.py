@@ -10,7 +10,9 @@ group.
 | "layer" | one per layer (weight and bias together); layers that share a weight share a group |
 | "parameter" | one per parameter tensor |
 | int k | k contiguous blocks of layers, of nearly equal parameter count |
-| [pattern, ...] | one per shell-style pattern of parameter names, and one for the rest |
+| [entry, ...] | one per module's name (all in it) or shell-style pattern, one for the rest |
+
+`shares`: R_m^2 is proportional to group m's share; equal by default, so R_m = R / sqrt(M).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def partition(names: Mapping[str, nn.Parameter], groups: Groups) -> list[list[st
     if isinstance(groups, str):
         raise ValueError(
             f"unknown clipping groups {groups!r}: choose all, layer, parameter, "
-            "a number of blocks, or a list of name patterns"
+            "a number of blocks, or a list of module names or name patterns"
         )
     return _by_pattern(list(names), list(groups))
 
@@ -80,7 +82,8 @@ def _blocks(
 def _by_pattern(names: list[str], patterns: list[str]) -> list[list[str]]:
     rest, result = list(names), []
     for pattern in patterns:
-        matched = [name for name in rest if fnmatchcase(name, pattern)]
+        prefix = f"{pattern.rstrip('.')}."
+        matched = [n for n in rest if fnmatchcase(n, pattern) or n.startswith(prefix)]
         if not matched:
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
             hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -81,9 +81,8 @@ class FrameArrived:
             if rows is None:
                 rows = self._by_turns(projected, dims, parameters, inputs, targets, batch)
         except Exception as error:
-            raise self._mismatch(
-                f"could not be run again for each sample ({str(error).splitlines()[0][:120]})"
-            ) from error
+            why = (str(error) or type(error).__name__).splitlines()[0][:120]
+            raise self._mismatch(f"could not be run again for each sample ({why})") from error
         return {name: [Dense(row.to(accumulator(row)))] for name, row in rows.items()}
 
     def _at_once(self, f: Any, in_dims: Any, parameters: Any, inputs: Any, targets: Any) -> Any:

@@ -100,6 +100,8 @@ class PerSample:
 
     def _record(self) -> None:
         """Hooks for the layout that the first batches have led to so far."""
+        if any(is_compiled(module) for module in self._model.modules()):
+            torch.compiler.reset()  # code compiled without the hooks would go on to run without
         layout = self._adaptation.layout
         self._tape = Tape(self._model, layout.layers, layout.calls, self._arrive)
         self._frames = Frames(self._tape, layout.owners)
@@ -272,6 +274,12 @@ class PerSample:
             f"{reason}: the reference engine takes over, one backward pass per sample (slow, exact)"
         )
         self._fast = False
+
+
+def is_compiled(module: nn.Module) -> bool:
+    return (
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+    )
 
 
 def listed(names: Sequence[str]) -> str:

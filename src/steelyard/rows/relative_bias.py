@@ -53,7 +53,7 @@ class Bias:
             double = twin(self.module, {id(self.table): table}, lambda module: None)
             return double.compute_bias(dy.shape[2], dy.shape[3], device=dy.device)  # type: ignore[operator]
 
-        _, back = vjp(made, self.table.detach().to(dy.dtype))
+        back: Any = vjp(made, self.table.detach().to(dy.dtype))[1]
         return vmap(lambda one: back(one)[0])(dy.unsqueeze(1))
 
 
@@ -61,13 +61,14 @@ class Biases:
     """The hooks of all modules with a relative bias."""
 
     def __init__(self, tape: Tape, biases: list[Bias]):
-        self._tape = tape
+        self._tape, self.closed = tape, False
         self._handles = [
             bias.module.register_forward_pre_hook(Hook(Biases.give, self, bias), with_kwargs=True)
             for bias in biases
         ]
 
     def close(self) -> None:
+        self.closed = True
         for handle in self._handles:
             handle.remove()
 

@@ -7,6 +7,7 @@ removes all hooks.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ class Tape:
         arrive: Callable[[Arrival], None],
     ):
         self.uses: weakref.WeakSet[Any] = weakref.WeakSet()  # of graphs that are alive
-        self.replaying = False
+        self.replaying = self.closed = False
         self.anchor = torch.zeros((), requires_grad=True)
         self._rng: Tensor | None = None  # before the call under way
         self._arrive = weakref.WeakMethod(arrive)
@@ -75,6 +76,7 @@ class Tape:
         self._forwards.clear()
 
     def close(self) -> None:
+        self.closed = True
         for handle in self._handles:
             handle.remove()
         self.clear()
@@ -178,10 +180,11 @@ class Hook:
     def __init__(self, act: Callable[..., Any] | None = None, owner: Any = None, *context: Any):
         self._act, self._context = act, context
         self._owner = None if owner is None else weakref.ref(owner)
+        _keep_uncompiled()
 
     def __call__(self, *arguments: Any) -> Any:
         owner = None if self._owner is None else self._owner()
-        if owner is None or self._act is None:
+        if owner is None or self._act is None or owner.closed:  # compiled code may hold it longer
             return None
         return self._act(owner, *self._context, *arguments)
 
@@ -190,3 +193,11 @@ class Hook:
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()
+
+
+@functools.cache
+def _keep_uncompiled() -> None:
+    """Hooks run as they are where the module that they sit on is compiled: what they do (look at
+    the batch, remember) must not be traced. Done late, because it loads the compiler."""
+    why = "steelyard looks at this layer"
+    Hook.__call__ = torch.compiler.disable(Hook.__call__, reason=why)  # type: ignore[method-assign]
