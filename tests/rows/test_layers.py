@@ -128,7 +128,67 @@ CASES = {
     ),
     "conv2d frozen weight": Case(lambda: nn.Conv2d(2, 3, 2), (2, 4, 3), frozen=("weight",)),
     "conv2d frozen bias": Case(lambda: nn.Conv2d(2, 3, 2), (2, 4, 3), frozen=("bias",)),
+    "conv2d channels last": Case(lambda: channels_last(nn.Conv2d(3, 4, 3, padding=1)), (3, 4, 5)),
+    "conv3d": Case(lambda: nn.Conv3d(2, 3, (1, 2, 2), stride=(1, 1, 2), padding=1), (2, 2, 3, 4)),
+    "conv3d groups": Case(lambda: nn.Conv3d(4, 6, 2, groups=2, dilation=(1, 2, 1)), (4, 3, 4, 3)),
+    "transposed 1d": Case(lambda: nn.ConvTranspose1d(3, 4, 2), (3, 7)),
+    "transposed 1d all options": Case(
+        lambda: nn.ConvTranspose1d(
+            4, 6, 3, stride=3, padding=2, output_padding=1, groups=2, dilation=2
+        ),
+        (4, 5),
+    ),
+    "transposed 2d": Case(lambda: nn.ConvTranspose2d(2, 3, (2, 3)), (2, 4, 3)),
+    "transposed 2d all options": Case(
+        lambda: nn.ConvTranspose2d(
+            4, 6, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2
+        ),
+        (4, 3, 2),
+    ),
+    "transposed 2d instantiated": Case(lambda: nn.ConvTranspose2d(1, 2, 2), (1, 6, 5)),
+    "transposed 2d no bias": Case(lambda: nn.ConvTranspose2d(2, 3, 2, bias=False), (2, 4, 3)),
+    "transposed 2d frozen weight": Case(
+        lambda: nn.ConvTranspose2d(2, 3, 2), (2, 4, 3), frozen=("weight",)
+    ),
+    "transposed 3d": Case(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2)),
+    "instance norm 3-D": Case(lambda: randomised(nn.InstanceNorm1d(4, affine=True)), (4, 7)),
+    "instance norm 4-D": Case(
+        lambda: randomised(nn.InstanceNorm2d(4, affine=True, eps=0.1)), (4, 3, 2)
+    ),
+    "instance norm 5-D": Case(lambda: randomised(nn.InstanceNorm3d(3, affine=True)), (3, 2, 2, 2)),
+    "instance norm frozen bias": Case(
+        lambda: randomised(nn.InstanceNorm1d(4, affine=True)), (4, 7), frozen=("bias",)
+    ),
+    "attention": Case(lambda: Alone(nn.MultiheadAttention(4, 2, batch_first=True)), (6, 4)),
+    "lstm": Case(lambda: Alone(nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True)), (6, 3)),
+    "gru": Case(lambda: Alone(nn.GRU(3, 4, batch_first=True)), (6, 3)),
+    "rnn": Case(lambda: Alone(nn.RNN(3, 4, batch_first=True)), (6, 3)),
+    "embedding bag": Case(lambda: nn.EmbeddingBag(4, 3), (9,), vocabulary=4),
+    "embedding bag sum": Case(lambda: nn.EmbeddingBag(7, 3, mode="sum"), (4,), vocabulary=7),
+    "embedding bag max": Case(lambda: nn.EmbeddingBag(5, 3, mode="max"), (3,), vocabulary=5),
+    "t5 norm": Case(lambda: t5_norm(6), (7, 6), float64=False),
 }
+
+
+class Alone(nn.Module):
+    """A module with several inputs or outputs as a layer of one."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        attends = isinstance(self.inner, nn.MultiheadAttention)
+        return self.inner(*[x] * 3)[0] if attends else self.inner(x)[0]
+
+
+def channels_last(layer: nn.Module) -> nn.Module:
+    return layer.to(memory_format=torch.channels_last)
+
+
+def t5_norm(d: int) -> nn.Module:
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    return randomised(t5.T5LayerNorm(d))
 
 
 class Around(nn.Module):
