@@ -20,6 +20,8 @@ OUTSIDE = tuple(f"steelyard.{part}" for part in ("runs", "hf", "cli", "report", 
 FORBIDDEN = {
     "plans": (*HEAVY, *OUTSIDE, "steelyard.rows", "steelyard.filters", "steelyard.weightings"),
     "rows": OUTSIDE,
+    "rules": (*OUTSIDE, "steelyard.rows", "steelyard.weightings", "steelyard.filters"),
+    "checks": OUTSIDE,
     "weightings": OUTSIDE,
     "filters": OUTSIDE,
     "steps": OUTSIDE,

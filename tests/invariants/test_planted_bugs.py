@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from steelyard.filters import gaussian
 from steelyard.filters.gaussian import Gaussian
-from steelyard.rows import clipped_sum, factors, proof
+from steelyard.rows import clipped_sum, proof
+from steelyard.rules import factors
 from steelyard.types import Clipped, Noised, RowWeighting
 from steelyard.weightings.clip import FlatClip, NormalizedClip
 

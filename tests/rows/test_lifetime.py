@@ -131,11 +131,11 @@ def test_forwards_without_a_backward_cost_nothing():
     rows = PerSample(model, FlatClip(), expected_batch=1)
     for _ in range(200):
         model(x(2, 3))
-    assert not list(rows._tape.uses)
+    assert not list(rows._recording.uses)
     kept = model(x(2, 3))
-    assert len(list(rows._tape.uses)) == 2
+    assert len(list(rows._recording.uses)) == 2
     del kept
-    assert not list(rows._tape.uses)
+    assert not list(rows._recording.uses)
 
 
 def test_two_engines_on_one_model_do_not_disturb_each_other(oracle):

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from steelyard.rows.factors import Factor, squared_norms, weighted_sum
 from steelyard.rows.groups import Groups, bounds, partition
+from steelyard.rules.factors import Factor, squared_norms, weighted_sum
 from steelyard.types import RowWeighting
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.utils import parametrize
 
-from steelyard.rows.call_rules import call_rule_for
 from steelyard.rows.frames import Owner
-from steelyard.rows.layers import rule_for
 from steelyard.rows.relative_bias import TABLE, Bias, has_relative_bias
 from steelyard.rows.uses import CallLayer, Layer
+from steelyard.rules.call_rules import call_rule_for
+from steelyard.rules.layers import rule_for
 
 
 @dataclass

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from steelyard.rows.factors import Dense, Factor
 from steelyard.rows.reference import accumulator
 from steelyard.rows.uses import BatchMismatchError
+from steelyard.rules.factors import Dense, Factor
 
 if TYPE_CHECKING:
     from steelyard.rows.frames import Frame

@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steelyard.rows.adaptation import Adaptation
 from steelyard.rows.clipped_sum import ClippedSum
-from steelyard.rows.frames import Frames
 from steelyard.rows.groups import Groups
+from steelyard.rows.recording import Recording
 from steelyard.rows.reference import accumulator, per_row_gradients
-from steelyard.rows.relative_bias import Biases
-from steelyard.rows.tape import Tape
 from steelyard.rows.uses import Arrival
 from steelyard.types import Clipped, RowWeighting
+
+if TYPE_CHECKING:
+    from steelyard.checks.findings import SelfCheck
 
 
 class PerSample:
@@ -80,6 +81,10 @@ class PerSample:
             raise ValueError(f"unknown engine {engine!r}: choose auto or reference")
         self.expected_batch = float(expected_batch)
         self._model, self._strict = model, strict
+        self._again = partial(
+            PerSample, model, weighting, expected_batch=expected_batch, groups=groups,
+            shares=shares, engine=engine, strict=strict,
+        )  # fmt: skip
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
             raise ValueError(
                 f"{type(model).__name__} averages gradients over devices before they are clipped: "
@@ -96,20 +101,7 @@ class PerSample:
         self._seen = False  # whether anything has arrived in this pass
         self._fast = engine == "auto"
         self._adaptation = Adaptation(model, self._names)
-        self._record()
-
-    def _record(self) -> None:
-        """Hooks for the layout that the first batches have led to so far."""
-        if any(is_compiled(module) for module in self._model.modules()):
-            torch.compiler.reset()  # code compiled without the hooks would go on to run without
-        layout = self._adaptation.layout
-        self._tape = Tape(self._model, layout.layers, layout.calls, self._arrive)
-        self._frames = Frames(self._tape, layout.owners)
-        self._biases = Biases(self._tape, layout.biases)
-
-    def _unhook(self) -> None:
-        for part in (self._tape, self._frames, self._biases):
-            part.close()
+        self._recording = Recording(model, self._adaptation.layout, self._arrive)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -150,8 +142,7 @@ class PerSample:
             self.discard()
             raise
         finally:
-            self._tape.clear()
-            self._frames.clear()
+            self._recording.clear()
 
     def take(self) -> Clipped:
         """The step's clipped mean; disarms. Raises FloatingPointError if a row was not finite."""
@@ -176,13 +167,30 @@ class PerSample:
         """Forget the sums since the last step."""
         self._armed = False
         self._sum.clear()
-        self._tape.clear()
-        self._frames.clear()
+        self._recording.clear()
+
+    def self_check(
+        self, losses_of: Callable[..., Tensor], *batch: Any, **options: Any
+    ) -> SelfCheck:
+        """Tests on one batch what the guarantee rests on, and says in words what was found.
+
+        losses_of(*batch) -> losses [B], through the model. options: `steelyard.checks.self_check`.
+        Model and generators are left as they were. Raises RuntimeError between backward and step.
+        """
+        from steelyard.checks.self_check import check
+
+        if self._armed:
+            raise RuntimeError("self_check between rows.backward and the step: call it before")
+        try:
+            with self._again() as twin:  # the check takes steps, and would use up the proof
+                return check(twin, self._model, losses_of, batch, **options)
+        finally:
+            self.discard()
 
     def close(self) -> None:
         """Remove every hook from the model."""
         self.discard()
-        self._unhook()
+        self._recording.close()
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +207,7 @@ class PerSample:
                 'reduction="none" and average over each sample\'s own positions only'
             )
         if len(losses):
-            self._tape.check(len(losses))
+            self._recording.check(len(losses))
         if len(losses) and losses.grad_fn is None:
             raise ValueError("losses do not depend on a trainable parameter (no grad_fn)")
         now = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
@@ -213,7 +221,7 @@ class PerSample:
 
     def _add(self, losses: Tensor, *, fast: bool) -> None:
         if fast:
-            self._sum.start(use.names for use in self._tape.uses)
+            self._sum.start(use.names for use in self._recording.uses)
             self._pass(losses, torch.ones_like(losses), self._feed, retain=False)
             if not self._seen:
                 raise ValueError(
@@ -233,11 +241,7 @@ class PerSample:
         """One backward through the graph that only brings output gradients to `see`."""
         self._see, self._seen = see, False
         try:
-            with self._tape.replay():
-                torch.autograd.grad(
-                    losses, self._tape.anchor, weights, retain_graph=retain, allow_unused=True
-                )
-                self._frames.deliver()
+            self._recording.backward(losses, weights, retain=retain)
         finally:
             self._see = self._feed
 
@@ -258,8 +262,8 @@ class PerSample:
         if found is None:
             return self._fast
         if self._adaptation.adapt(found):
-            self._unhook()
-            self._record()
+            self._recording.close()
+            self._recording = Recording(self._model, self._adaptation.layout, self._arrive)
         else:
             self._take_over(found.reason)
         return False
@@ -274,12 +278,6 @@ class PerSample:
             f"{reason}: the reference engine takes over, one backward pass per sample (slow, exact)"
         )
         self._fast = False
-
-
-def is_compiled(module: nn.Module) -> bool:
-    return (
-        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-    )
 
 
 def listed(names: Sequence[str]) -> str:

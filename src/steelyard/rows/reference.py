@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steelyard.rows.factors import Dense
+from steelyard.rules.factors import Dense
 
 
 def per_row_gradients(losses: Tensor, parameters: Sequence[Tensor]) -> list[Dense]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from steelyard.rows.cuts import Reached, cut
-from steelyard.rows.factors import Dense, Factor
 from steelyard.rows.own_code import twin
 from steelyard.rows.tape import Hook, Tape
 from steelyard.rows.uses import BatchMismatchError
+from steelyard.rules.factors import Dense, Factor
 
 TABLE = "relative_attention_bias"
 

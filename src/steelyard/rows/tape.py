@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from steelyard.rows.call_rules import needs_rng
-from steelyard.rows.calls import rng_state
 from steelyard.rows.cuts import cut
 from steelyard.rows.uses import Arrival, CallLayer, CallUse, Layer, Use
+from steelyard.rules.call_rules import needs_rng
+from steelyard.rules.calls import rng_state
 
 REMEMBERED = 64  # forwards whose batch sizes are kept for `check`
 

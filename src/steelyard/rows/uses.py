@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from steelyard.rows.call_rules import supports
-from steelyard.rows.calls import Call, CallRule
 from steelyard.rows.cuts import Reached
-from steelyard.rows.factors import Factor
-from steelyard.rows.layers import FEATURES_LAST, Rule
 from steelyard.rows.proof import Difference
+from steelyard.rules.call_rules import supports
+from steelyard.rules.calls import Call, CallRule
+from steelyard.rules.factors import Factor
+from steelyard.rules.layers import FEATURES_LAST, Rule
 
 
 class BatchMismatchError(RuntimeError):

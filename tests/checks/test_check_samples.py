@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelyard.checks.self_check import SelfCheck, check
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.self_check import SelfCheck, check
 from steelyard.weightings.clip import FlatClip
 
 B, CLASSES = 6, 3

@@ -6,7 +6,7 @@ layer's first input, dy [B, ...] the gradient of sum_i loss_i at its output (not
 `forward`.
 
 Add a layer: write the rule, add a row to `RULES` (or to `BY_NAME` for a class we must not import),
-add a row to the table in tests/rows/test_layers.py.
+add a row to the table in tests/rules/test_layers.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Set
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.rows.convolution import convolution, transposed_convolution
-from steelyard.rows.factors import Dense, Factor, OneHot, Outer
+from steelyard.rules.convolution import convolution, transposed_convolution
+from steelyard.rules.factors import Dense, Factor, OneHot, Outer
 
 Rule = Callable[[nn.Module, Tensor, Tensor, Set[str]], dict[str, Factor]]
 

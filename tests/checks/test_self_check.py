@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelyard import models
+from steelyard.checks.self_check import SelfCheck, check
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.self_check import SelfCheck, check
 from steelyard.weightings.clip import AutoClip, FlatClip, GlobalClip, NormalizedClip
 
 B, CLASSES, WORDS, LENGTH = 6, 3, 11, 7

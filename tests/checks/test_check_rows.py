@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelyard.checks.self_check import SelfCheck, check
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.self_check import SelfCheck, check
 from steelyard.weightings.clip import FlatClip
 
 B, CLASSES = 6, 3
@@ -149,7 +149,7 @@ def test_an_engine_that_is_wrong_is_found(broken, monkeypatch):
         def __call__(self, norms):
             return self.inner(norms * torch.linspace(0.99, 1, len(norms)))
 
-    monkeypatch.setattr("steelyard.rows.probe.PerSample", Wrong)
+    monkeypatch.setattr("steelyard.checks.probe.PerSample", Wrong)
     model = mlp()
     result = run(model, classified(model), *points(), samples=B)
     if broken == "sum":

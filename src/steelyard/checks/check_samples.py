@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steelyard.rows.findings import Finding, listed
-from steelyard.rows.restore import same
-from steelyard.rows.trial import ULPS, Trial
+from steelyard.checks.findings import Finding, listed
+from steelyard.checks.restore import same
+from steelyard.checks.trial import ULPS, Trial
 
 SHIFTS = 8  # tries for an exchange that leaves no sample with its own content
 

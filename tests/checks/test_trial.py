@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelyard.checks.self_check import check
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.self_check import check
 from steelyard.weightings.clip import FlatClip
 
 B = 6

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steelyard.rows.findings import Finding, listed
-from steelyard.rows.probe import WARM_UP, Probing, norm
-from steelyard.rows.trial import Refused, Trial
+from steelyard.checks.findings import Finding, listed
+from steelyard.checks.probe import WARM_UP, Probing, norm
+from steelyard.checks.trial import Refused, Trial
 
 
 def coverage(trial: Trial, probing: Probing) -> Finding:

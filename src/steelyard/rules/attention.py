@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.rows.attend import attend, project, wishes
-from steelyard.rows.calls import Call, Found, device_of, foreign, replayed, unreplayable
-from steelyard.rows.calls import working_dtype as dtype_of
-from steelyard.rows.factors import Dense, Factor, Outer
-from steelyard.rows.layers import _matrix
+from steelyard.rules.attend import attend, project, wishes
+from steelyard.rules.calls import Call, Found, device_of, foreign, replayed, unreplayable
+from steelyard.rules.calls import working_dtype as dtype_of
+from steelyard.rules.factors import Dense, Factor, Outer
+from steelyard.rules.layers import _matrix
 
 _KNOWN = {
     *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from steelyard.rows.attention import attention, attention_draws, attention_refusal
-from steelyard.rows.bags import bag, bag_error, bag_refusal
-from steelyard.rows.calls import Call, CallRule
-from steelyard.rows.recurrent import recurrent, recurrent_draws, recurrent_refusal
+from steelyard.rules.attention import attention, attention_draws, attention_refusal
+from steelyard.rules.bags import bag, bag_error, bag_refusal
+from steelyard.rules.calls import Call, CallRule
+from steelyard.rules.recurrent import recurrent, recurrent_draws, recurrent_refusal
 
 
 def _never(module: nn.Module) -> None:

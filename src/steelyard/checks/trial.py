@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steelyard.checks.restore import State, draws, generators_kept, seed_all
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.restore import State, draws, generators_kept, seed_all
 from steelyard.types import Clipped
 
 HALF = (torch.float16, torch.bfloat16)

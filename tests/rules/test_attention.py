@@ -1,4 +1,4 @@
-"""MultiheadAttention: every option against every sample alone (tests/rows/call_oracle.py)."""
+"""MultiheadAttention: every option against every sample alone (tests/rules/call_oracle.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from steelyard.rows.factors import Dense, Outer
+from steelyard.rules.factors import Dense, Outer
 
 calls = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("call_oracle.py"))))
 

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: every option against every sample alone (tests/rows/call_oracle.py)."""
+"""RNN, LSTM and GRU: every option against every sample alone (tests/rules/call_oracle.py)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck:
-    """The findings of `steelyard.rows.self_check.check`, in the order in which they were made.
+    """The findings of `steelyard.checks.self_check.check`, in the order in which they were made.
 
     Private, like the batch it was made on: losses and gradient norms of single samples stand in it.
     """

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from steelyard.rows.factors import Factor
+from steelyard.rules.factors import Factor
 
 
 @dataclass(frozen=True, slots=True)

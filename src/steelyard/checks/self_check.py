@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steelyard.rows.check_rows import coverage, exactness, largest, sensitivity
-from steelyard.rows.check_samples import buffers, influence
-from steelyard.rows.findings import Finding, SelfCheck
+from steelyard.checks.check_rows import coverage, exactness, largest, sensitivity
+from steelyard.checks.check_samples import buffers, influence
+from steelyard.checks.findings import Finding, SelfCheck
+from steelyard.checks.probe import Probing
+from steelyard.checks.trial import Trial
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.probe import Probing
-from steelyard.rows.trial import Trial
 
 __all__ = ["Finding", "SelfCheck", "check"]
 

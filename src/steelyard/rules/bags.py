@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steelyard.rows.calls import Call, Found, foreign, working_dtype
-from steelyard.rows.factors import Factor, OneHot
+from steelyard.rules.calls import Call, Found, foreign, working_dtype
+from steelyard.rules.factors import Factor, OneHot
 
 
 def bag_error(module: nn.Module) -> str | None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from steelyard.rows.calls import (
+from steelyard.rules.calls import (
     Call,
     Found,
     device_of,
@@ -31,9 +31,9 @@ from steelyard.rows.calls import (
     unreplayable,
     working_dtype,
 )
-from steelyard.rows.factors import Dense, Factor
-from steelyard.rows.layers import _matrix
-from steelyard.rows.unroll import Layer, unroll
+from steelyard.rules.factors import Dense, Factor
+from steelyard.rules.layers import _matrix
+from steelyard.rules.unroll import Layer, unroll
 
 
 def recurrent_draws(module: nn.Module) -> bool:

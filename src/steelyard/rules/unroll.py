@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.rows.lstm import walk
+from steelyard.rules.lstm import walk
 
 
 @dataclass(slots=True, kw_only=True)

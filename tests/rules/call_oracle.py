@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from steelyard.rows.call_rules import CALL_RULES, call_rule_for, needs_rng, supports
-from steelyard.rows.calls import Call, rng_state
-from steelyard.rows.factors import Factor, squared_norms, weighted_sum
+from steelyard.rules.call_rules import CALL_RULES, call_rule_for, needs_rng, supports
+from steelyard.rules.calls import Call, rng_state
+from steelyard.rules.factors import Factor, squared_norms, weighted_sum
 
 Inputs = Callable[
     [Sequence[int]], tuple[tuple[Any, ...], dict[str, Any]]

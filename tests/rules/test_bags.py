@@ -1,4 +1,4 @@
-"""EmbeddingBag: every option against every bag alone (tests/rows/call_oracle.py)."""
+"""EmbeddingBag: every option against every bag alone (tests/rules/call_oracle.py)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steelyard.checks.trial import Refused, Trial
 from steelyard.rows.per_sample import PerSample
-from steelyard.rows.trial import Refused, Trial
 
 WARM_UP = 4  # batches in which an engine finds the rules that serve the model
 _HUGE = 1e30  # a bound that no row passes, finite so that every group has a share of its own
