@@ -6,7 +6,7 @@
 |---|---|---|
 | g_i | what competes? | `PerSample` (rows = samples) |
 | w_i | how much does each count? | `FlatClip`, `AutoClip`, `NormalizedClip`, `GlobalClip` |
-| z | what hides one of them? | `Gaussian` |
+| z | what hides one of them? | `Gaussian`, `GridGaussian` |
 | h_s | what do we remember? | filters in `chain(Gaussian(sigma), filter, ...)` |
 | A | which optimizer? | any `torch.optim.Optimizer`, by `attach` |
 | all of them | what should they be, before we pay? | `plan_privacy`, `Ledger` |
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steelyard.filters.attach import Attached, attach
     from steelyard.filters.chain import Chain, chain
     from steelyard.filters.gaussian import Gaussian
+    from steelyard.filters.grid import GridGaussian
     from steelyard.plans.privacy import Event, PrivacyPlan, plan_privacy, spent_epsilon
     from steelyard.rows.per_sample import PerSample
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
@@ -36,6 +37,7 @@ _HOME = {
     "filters.attach": ("Attached", "attach"),
     "filters.chain": ("Chain", "chain"),
     "filters.gaussian": ("Gaussian",),
+    "filters.grid": ("GridGaussian",),
     "plans.privacy": ("Event", "PrivacyPlan", "plan_privacy", "spent_epsilon"),
     "rows.per_sample": ("PerSample",),
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
@@ -55,6 +57,7 @@ __all__ = [
     "FlatClip",
     "Gaussian",
     "GlobalClip",
+    "GridGaussian",
     "Ledger",
     "Noised",
     "NormalizedClip",

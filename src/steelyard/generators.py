@@ -1,11 +1,12 @@
-"""Owned random generators whose whole state comes from a long seed.
+"""Owned randomness whose whole state comes from a long seed: torch generators, and cipher keys.
 
 `torch.Generator.manual_seed` keeps 32 bits of its seed on CPUs: few enough to try them all, which
-would undo the noise and reveal who took part. Here the state itself (624 words) is filled from 256
-bits of the operating system's entropy, stretched by SHAKE-256.
+would undo what is drawn and reveal who took part. Here the state itself (624 words) is filled from
+256 bits of the operating system's entropy, stretched by SHAKE-256.
 
 The Mersenne Twister behind torch's CPU generator is not a cryptographic generator: who sees 624
-consecutive words of it can continue it. Nobody does: only sums of noise and gradients are released.
+consecutive words of it can continue it. What is drawn from it here, the batches, is never shown.
+Noise on CPUs, which is released inside of sums, comes from a cipher: `filters/keystream.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def fresh_root(seed: int | None = None) -> str:
     if seed is None:
         return secrets.token_hex(32)
     return hashlib.sha256(f"steelyard seed {seed}".encode()).hexdigest()
+
+
+def cipher_key(root: str, purpose: str) -> bytes:
+    """32 bytes, a function of (root, purpose): SHA-256, so that other purposes are independent."""
+    return hashlib.sha256(f"steelyard key {root}:{purpose}".encode()).digest()
 
 
 def generator(root: str, purpose: str, device: str | torch.device = "cpu") -> torch.Generator:

@@ -9,11 +9,13 @@ import torch
 
 from steelyard.filters.chain import chain
 from steelyard.filters.gaussian import Gaussian
+from steelyard.filters.grid import GridGaussian
 from steelyard.types import Clipped, Mechanism, Stateful
 
 MECHANISMS: dict[str, Callable[[], Mechanism]] = {
     "gaussian": lambda: Gaussian(1.1, seed=1),
     "gaussian, un-seeded": lambda: Gaussian(0.4),
+    "grid": lambda: GridGaussian(1.1, seed=1),
     "chain without filters": lambda: chain(Gaussian(2.0, seed=2)),
 }
 

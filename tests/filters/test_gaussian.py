@@ -8,8 +8,11 @@ probability below 1e-15. Seeds are fixed where nothing is said about seeds, so n
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from steelyard.filters.attach import attach
 from steelyard.filters.gaussian import CHUNK, Gaussian
+from steelyard.filters.keystream import Keystream
 from steelyard.rows.per_sample import PerSample
 from steelyard.types import Clipped, Noised
 from steelyard.weightings.clip import FlatClip
@@ -147,10 +151,10 @@ def test_steps_never_repeat():
 
 
 def test_the_number_of_threads_changes_nothing():
-    shapes = [(3 * CHUNK + 5,), (11,), (2, CHUNK)]
+    shapes = [(2 * CHUNK + 5,), (11,), (2, CHUNK), (1003,)]
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 4):
+        for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             mechanism = Gaussian(0.9, seed=5)
             found.append([drawn(mechanism, shapes) for _ in range(2)])
@@ -161,51 +165,47 @@ def test_the_number_of_threads_changes_nothing():
             assert all(torch.equal(a, b) for a, b in zip(step, same, strict=True))
 
 
-@pytest.mark.parametrize("seed", [None, 7])
-@pytest.mark.parametrize("steps", [0, 3])
-def test_state_resumes_bit_exactly(seed, steps):
-    first = Gaussian(1.0, seed=seed)
-    for _ in range(steps):
-        drawn(first)
-    second = Gaussian(1.0)
-    second.load_state_dict(first.state_dict())
-    for _ in range(2):
-        for a, b in zip(drawn(first), drawn(second), strict=True):
-            assert torch.equal(a, b)
-    assert second.seeded == (seed is not None)
+def test_tails_are_as_long_as_they_should_be():
+    """Two million numbers: how many lie beyond 1 .. 5 standard deviations, on each side."""
+    z = flat(drawn(Gaussian(1.0, seed=6), [(2_000_000,)]))
+    for sign in (-1, 1):
+        for k in (1, 2, 3, 4, 4.5, 5):
+            expected = len(z) * stats.norm.sf(k)
+            count = int((sign * z > k).sum())
+            assert stats.poisson.sf(count - 1, expected) > 1e-6, (sign, k, count, expected)
+            assert stats.poisson.cdf(count, expected) > 1e-6, (sign, k, count, expected)
 
 
-def test_seeds():
-    def once(seed: int | None) -> Tensor:
-        return flat(drawn(Gaussian(1.0, seed=seed)))
+@pytest.mark.parametrize("shapes", [[(1,)] * 300, [(300,)], [(CHUNK + 3,), (CHUNK - 1,)]])
+def test_no_block_of_the_keystream_is_used_twice(shapes, monkeypatch):
+    used: list[tuple[int, int]] = []
+    fill = Keystream.fill
 
-    assert torch.equal(once(1), once(1))
-    for one, other in ((once(1), once(2)), (once(None), once(None)), (once(0), once(2**40))):
-        assert abs(correlation(one, other)) < THRESHOLD
-    before = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    a = once(None)
-    torch.manual_seed(0)
-    assert not torch.equal(a, once(None))  # the global generator has no say
-    torch.random.set_rng_state(before)
-    once(None)
-    assert torch.equal(before, torch.random.get_rng_state())  # and is left alone
+    def spy(stream: Keystream, out: np.ndarray[Any, Any]) -> None:
+        before = stream.position
+        fill(stream, out)
+        used.append((before, stream.position))
+
+    monkeypatch.setattr(Keystream, "fill", spy)
+    mechanism = Gaussian(1.0, seed=8)
+    for _ in range(3):
+        drawn(mechanism, shapes)
+    assert used[0][0] == 0
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(used))
+    numbers = 3 * sum(math.prod(shape) for shape in shapes)
+    assert numbers / 4 <= used[-1][1] <= numbers / 4 + 2 * len(used)  # four numbers from a block
+    assert len(used) == 3 * math.ceil(numbers / 3 / CHUNK)  # many small tensors are one draw
 
 
-def test_all_bits_of_the_seed_count():
-    """torch's CPU generator keeps 32 bits of a plain seed: whoever tries 2^32 could subtract the
-    noise. So the state behind un-seeded noise must not be one that a plain seed reaches."""
-    mechanism = Gaussian(1.0)
-    drawn(mechanism)
-    states = [g for saved in mechanism.state_dict()["streams"].values() for g in saved]
-    assert states
-    for saved in states:
-        reached, plain = torch.Generator(), torch.Generator()
-        reached.set_state(saved)
-        plain.manual_seed(reached.initial_seed() % 2**32)
-        later = torch.randn(64, generator=reached)
-        windows = torch.randn(12_000, generator=plain).unfold(0, 64, 1)
-        assert not (windows == later).all(1).any()
+def test_scratch_memory_is_small():
+    mechanism = Gaussian(1.0, seed=0)
+    drawn(mechanism, [(5 * CHUNK,)])
+    arrays = [a for s in mechanism._scratch.values() for a in vars(s).values()]
+    assert sum(a.nbytes for a in arrays if isinstance(a, np.ndarray)) <= 2**20
+    little = Gaussian(1.0, seed=0)
+    drawn(little, [(100,)])
+    assert all(scratch.size == 100 for scratch in little._scratch.values())
+    assert len(drawn(little, [(3000,)])[0]) == 3000  # grows
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.inf, math.nan])
@@ -235,3 +235,12 @@ def test_float64_gradients_get_float64_noise():
     assert tensor.dtype == torch.float64
     assert_noise(tensor, 1.0)
     assert not torch.equal(tensor, tensor.float().double())
+
+
+def test_gradients_of_both_types_at_once():
+    mechanism = Gaussian(1.0, seed=0)
+    mixed = [torch.zeros(20_000, dtype=d) for d in (torch.float64, torch.float32) * 2]
+    noise = [t.double() for t in mechanism.privatise(Clipped(mixed, 0.5)).tensors]
+    assert_noise(torch.cat(noise), 0.5)
+    for i, x in enumerate(noise):
+        assert all(abs(correlation(x, y)) < THRESHOLD for y in noise[:i])

@@ -9,13 +9,16 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelyard.filters import gaussian
+from steelyard.filters import gaussian, grid
 from steelyard.filters.gaussian import Gaussian
+from steelyard.filters.grid import GridGaussian
+from steelyard.filters.keystream import Keystream
 from steelyard.rows import clipped_sum, proof
 from steelyard.rules import factors
 from steelyard.types import Clipped, Noised, RowWeighting
@@ -193,7 +196,7 @@ class Wrong(Gaussian):
         before = [t.clone() for t in gradient.tensors]
         factor = {"halved": 0.5, "5 % short": 0.95, "5 % long": 1.05}.get(self.what, 1.0)
         if self.what == "per step as before":
-            self._streams = {}
+            self._words = Keystream("0" * 64, "the same words")
         found = super().privatise(Clipped(gradient.tensors, gradient.sensitivity * factor))
         noise = [t - b for t, b in zip(found.tensors, before, strict=True)]
         if self.what == "one tensor without":
@@ -231,19 +234,19 @@ def test_wrong_noise(properties, bug):
         properties.assert_mechanism(lambda: Wrong(bug))
 
 
-def test_all_chunks_from_one_seed(properties, monkeypatch):
-    monkeypatch.setattr(gaussian, "CHUNK", 1_000)
-    properties.assert_mechanism(lambda: Gaussian(1.0, seed=0))
+@pytest.mark.parametrize("mechanism", [Gaussian, GridGaussian])
+def test_all_chunks_from_the_same_words(properties, monkeypatch, mechanism):
+    for module in (gaussian, grid):
+        monkeypatch.setattr(module, "CHUNK", 20_000)
+    properties.assert_mechanism(lambda: mechanism(1.0, seed=0))
 
-    def again(work: Any) -> None:
-        generator, chunks, scale = work
-        for chunk in chunks:
-            generator.manual_seed(1)
-            chunk.add_(torch.empty_like(chunk).normal_(generator=generator), alpha=scale)
+    def again(self: Keystream, out: np.ndarray[Any, Any]) -> None:
+        fill(Keystream("0" * 64, "the same words"), out)
 
-    monkeypatch.setattr(gaussian, "_add", again)
+    fill = Keystream.fill
+    monkeypatch.setattr(Keystream, "fill", again)
     with pytest.raises(AssertionError):
-        properties.assert_mechanism(lambda: Gaussian(1.0, seed=0))
+        properties.assert_mechanism(lambda: mechanism(1.0, seed=0))
 
 
 # -- state --------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_all_chunks_from_one_seed(properties, monkeypatch):
 
 class Forgetful(Gaussian):
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict({**state, "streams": {}})  # starts the noise from the beginning
+        super().load_state_dict({**state, "position": 0})  # starts the noise from the beginning
 
 
 def test_a_state_that_repeats_old_noise(properties):

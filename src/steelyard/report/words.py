@@ -156,8 +156,10 @@ def release(run: Run, s: Summary) -> list[str]:
     if s.sigma is not None:
         history = ledger.get("history")
         least = "at least " if isinstance(history, list) and len(history) > 1 else ""
+        grid = ledger.get("noise") == "grid"
+        kind = "discrete Gaussian noise, on a grid," if grid else "Gaussian noise"
         said.append(
-            f"In each of the {s.steps:,} steps Gaussian noise was added to that sum, σ = {least}"
+            f"In each of the {s.steps:,} steps {kind} was added to that sum, σ = {least}"
             f"{plain(s.sigma)} times the largest change that one sample can make."
         )
     if ledger.get("accountant"):

@@ -31,6 +31,7 @@ from torch import Tensor
 # 3 * B * m * n numbers through memory; the ghost norm costs 2 B L^2 (m + n) more operations.
 # Measured on CPUs (benchmarks/step_cost.py): about this many operations per number moved.
 OPERATIONS_PER_NUMBER = 48
+AT_ONCE = 2**22  # products of positions in memory at one time: long sequences go in parts
 
 
 @dataclass(slots=True)
@@ -73,9 +74,12 @@ class Outer:
             of = torch.linalg.vector_norm
             norms = of(self.left, dim=(1, 2)) * of(self.right, dim=(1, 2))
             return norms.square(), norms
+        if len(self.left) * self.left.shape[1] ** 2 > AT_ONCE:
+            of = torch.linalg.vector_norm
+            return _paired(self, self), (of(self.left, dim=2) * of(self.right, dim=2)).sum(1)
         left, right = _gram(self.left), _gram(self.right)  # [B, L, L]
         terms = _diagonal(left) * _diagonal(right)
-        return (left * right).sum((1, 2)), terms.sqrt().sum(1)
+        return left.mul_(right).sum((1, 2)), terms.sqrt_().sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         left, right, weights = self.left, self.right, weights.to(self.left.dtype)
@@ -200,8 +204,7 @@ def inner(a: Factor, b: Factor) -> Tensor:
             picked = b.left.gather(2, index)  # [B, L_b, L_a]
             return (picked * torch.bmm(b.right, a.dy.transpose(1, 2))).sum((1, 2))
     if isinstance(a, Outer) and isinstance(b, Outer):
-        left = torch.bmm(a.left, b.left.transpose(1, 2))
-        return (left * torch.bmm(a.right, b.right.transpose(1, 2))).sum((1, 2))
+        return _paired(a, b)
     return inner(b, a)  # the product is symmetric; the pairs above cover one order of each
 
 
@@ -215,6 +218,16 @@ def _plain(factor: Factor) -> Factor:
         return factor
     rows = (factor if isinstance(factor, Dense) else factor.instantiated()).rows
     return Dense(rows.movedim(-1, factor.last_to + 1))
+
+
+def _paired(a: Outer, b: Outer) -> Tensor:
+    """sum_{p,p'} (a_p . b_p')(a'_p . b'_p'): [B], some positions of a at a time."""
+    step = max(1, AT_ONCE // (len(a.left) * b.left.shape[1]))
+    total = a.left.new_zeros(len(a.left))
+    for left, right in zip(a.left.split(step, 1), a.right.split(step, 1), strict=True):
+        products = torch.bmm(left, b.left.transpose(1, 2))
+        total += products.mul_(torch.bmm(right, b.right.transpose(1, 2))).sum((1, 2))
+    return total
 
 
 def _gram(x: Tensor) -> Tensor:

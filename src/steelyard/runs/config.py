@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
+from steelyard.runs.ledger import NOISES
 from steelyard.runs.trackers import TRACKERS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -37,6 +38,7 @@ class TrainConfig:
     epsilon: float | None = 3.0
     delta: float | None = None
     accountant: str = "pld"
+    noise: str = "gaussian"  # or grid: safe against attacks on the low bits
     clip: str = "auto-s"
     groups: str = "all"
     strict: bool = False
@@ -77,6 +79,7 @@ class TrainConfig:
         _choice("optimizer", self.optimizer, OPTIMIZERS)
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("accountant", self.accountant, ("pld", "rdp"))
+        _choice("noise", self.noise, tuple(NOISES))
         _choice("adapter", self.adapter, ("lora", "bias", "head", "full"))
         _choice("tracker", self.tracker, TRACKERS)
         for name in ("momentum", "average"):

@@ -15,6 +15,12 @@ from steelyard.plans.accounting import Event, spent_epsilon, steps_per_pass
 from steelyard.plans.privacy import PrivacyPlan
 
 Key = tuple[float, float]  # (noise multiplier, sampling probability)
+NOISES = {
+    "gaussian": "The noise comes from a floating-point Gaussian generator; attacks on "
+    "floating-point rounding are not protected against.",
+    "grid": "The noise is an exact discrete Gaussian on a grid; that rounding inside the sums "
+    "stays below the part of the sensitivity kept free for it is measured, not proven.",
+}
 
 
 class BudgetExceeded(RuntimeError):  # noqa: N818 - it is what happened, not a fault
@@ -33,6 +39,7 @@ class Ledger:
 
     def __init__(self, plan: PrivacyPlan) -> None:
         self.plan = plan
+        self.noise = "gaussian"  # or another of NOISES: what the report says of it
         self.noise_seeded_by_user = False
         self._history: list[tuple[Key, int]] = []  # run-length encoded, in order
         self._reserved: dict[Key, int] = {}  # further steps already known to fit
@@ -125,6 +132,7 @@ class Ledger:
             "history": [[*key, count] for key, count in self._history],
             "public": list(self._public),
             "unprotected": list(self._unprotected),
+            "noise": self.noise,
             "noise_seeded_by_user": self.noise_seeded_by_user,
         }
 
@@ -151,11 +159,13 @@ class Ledger:
         notes = {name: _as_list(name, d[name]) for name in ("public", "unprotected")}
         if any(not isinstance(what, str) for words in notes.values() for what in words):
             raise ValueError("not a saved privacy ledger: its notes must be strings")
+        if (noise := d["noise"]) not in NOISES:
+            raise ValueError(f"not a saved privacy ledger: unknown noise {noise!r}")
         if not isinstance(seeded := d["noise_seeded_by_user"], bool):
             raise ValueError(f"not a saved privacy ledger: noise_seeded_by_user is {seeded!r}")
         self._history, self._reserved, self._granted = history, {}, {}
         self._public, self._unprotected = notes["public"], notes["unprotected"]
-        self.noise_seeded_by_user = seeded
+        self.noise, self.noise_seeded_by_user = noise, seeded
 
     def report(self) -> dict[str, Any]:
         """The guarantee as one JSON-able record, with its assumptions in plain sentences.
@@ -183,6 +193,7 @@ class Ledger:
             ],
             "public": list(self._public),
             "unprotected": list(self._unprotected),
+            "noise": self.noise,
             "noise_seeded_by_user": self.noise_seeded_by_user,
             "assumptions": self._assumptions(spent),
         }
@@ -205,8 +216,7 @@ class Ledger:
             "noise, batch and budget were not chosen by looking at this run's results.",
             "Only this run is counted: runs made to choose hyper-parameters on the same data "
             "are not charged.",
-            "The noise comes from a floating-point Gaussian generator; attacks on "
-            "floating-point rounding are not protected against.",
+            NOISES[self.noise],
         ]
         if spent == math.inf:
             said.append("At least one step had no noise: there is no privacy guarantee.")

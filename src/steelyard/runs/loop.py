@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steelyard.filters.attach import attach
 from steelyard.filters.gaussian import Gaussian
+from steelyard.filters.grid import GridGaussian
 from steelyard.plans.privacy import PrivacyPlan
 from steelyard.rows.per_sample import PerSample
 from steelyard.rows.sampling import PoissonSampler, microbatches
@@ -44,6 +45,8 @@ from steelyard.runs.optimizers import make_optimizer, rate
 from steelyard.runs.problem import Problem
 from steelyard.runs.progress import RunProgress
 from steelyard.weightings.clip import parse_clip
+
+MECHANISMS = {"gaussian": Gaussian, "grid": GridGaussian}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +107,13 @@ class Training:
                 groups=parse_groups(config.groups),
                 strict=config.strict,
             )
-            self.mechanism = Gaussian(plan.noise_multiplier, seed=seed)
+            self.mechanism = MECHANISMS[config.noise](plan.noise_multiplier, seed=seed)
+            if isinstance(
+                self.mechanism, GridGaussian
+            ):  # refuses now what it would at the first step
+                self.mechanism.spacing(clip.bound / self.expected_batch, self.sizes[1])
             self.ledger = Ledger(plan)
+            self.ledger.noise = config.noise
             self.ledger.noise_seeded_by_user = seed is not None
             self.ledger.note_public("test loss and accuracy: the test set is treated as public")
             for note in problem.public:
