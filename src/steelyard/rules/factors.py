@@ -28,10 +28,17 @@ import torch
 from torch import Tensor
 
 # Instantiating a weight's rows and re-using them for the sum costs no extra product but moves
-# 3 * B * m * n numbers through memory; the ghost norm costs 2 B L^2 (m + n) more operations.
-# Measured on CPUs (benchmarks/step_cost.py): about this many operations per number moved.
-OPERATIONS_PER_NUMBER = 48
+# 3 * B * m * n numbers; the ghost norm costs 2 B L^2 (m + n) more operations. Measured on CPUs: a
+# number moved costs as much as about this many operations, from memory and from the cache.
+FROM_MEMORY, FROM_CACHE = 48, 8
+CACHED = 2**21  # so many numbers stay in the cache
 AT_ONCE = 2**22  # products of positions in memory at one time: long sequences go in parts
+
+
+def instantiating_is_cheaper(B: int, L: int, m: int, n: int) -> bool:
+    """Of a matrix [m, n] with L positions in each of B samples: rather than the ghost norm."""
+    per_number = FROM_CACHE if B * m * n <= CACHED else FROM_MEMORY
+    return L > 1 and per_number * 3 * m * n < 2 * L * L * (m + n)
 
 
 @dataclass(slots=True)
@@ -101,11 +108,9 @@ class Outer:
 
     def cheaper(self) -> Outer | Dense:
         """Itself or its instantiated rows, whichever makes norm and sum cheaper."""
-        L, m, n = self.left.shape[1], self.left.shape[2], self.right.shape[2]
-        ghost = 2 * L * L * (m + n)
-        if L > 1 and OPERATIONS_PER_NUMBER * 3 * m * n < ghost:
-            return self.instantiated()
-        return self
+        B, L, m = self.left.shape
+        cheaper = instantiating_is_cheaper(B, L, m, self.right.shape[2])
+        return self.instantiated() if cheaper else self
 
 
 @dataclass(slots=True)
