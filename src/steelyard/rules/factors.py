@@ -33,6 +33,7 @@ from torch import Tensor
 FROM_MEMORY, FROM_CACHE = 48, 8
 CACHED = 2**21  # so many numbers stay in the cache
 AT_ONCE = 2**22  # products of positions in memory at one time: long sequences go in parts
+BLOCKED = 48  # positions from which on half of the products are worth leaving out
 
 
 def instantiating_is_cheaper(B: int, L: int, m: int, n: int) -> bool:
@@ -81,12 +82,16 @@ class Outer:
             of = torch.linalg.vector_norm
             norms = of(self.left, dim=(1, 2)) * of(self.right, dim=(1, 2))
             return norms.square(), norms
-        if len(self.left) * self.left.shape[1] ** 2 > AT_ONCE:
-            of = torch.linalg.vector_norm
-            return _paired(self, self), (of(self.left, dim=2) * of(self.right, dim=2)).sum(1)
-        left, right = _gram(self.left), _gram(self.right)  # [B, L, L]
-        terms = _diagonal(left) * _diagonal(right)
-        return left.mul_(right).sum((1, 2)), terms.sqrt_().sum(1)
+        (B, L, _), left, right = self.left.shape, self.left, self.right
+        squares, magnitudes = left.new_zeros(B), left.new_zeros(B)
+        # products of positions p, p' are symmetric: blocks of p against p' from there on
+        step = min(L if L < BLOCKED else -(-L // 4), max(1, AT_ONCE // (B * L)))
+        for p in range(0, L, step):
+            products = torch.bmm(left[:, p : p + step], left[:, p:].transpose(1, 2))
+            products.mul_(torch.bmm(right[:, p : p + step], right[:, p:].transpose(1, 2)))
+            squares += 2 * products.sum((1, 2)) - products[:, :, :step].sum((1, 2))
+            magnitudes += products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+        return squares, magnitudes
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         left, right, weights = self.left, self.right, weights.to(self.left.dtype)
@@ -233,11 +238,3 @@ def _paired(a: Outer, b: Outer) -> Tensor:
         products = torch.bmm(left, b.left.transpose(1, 2))
         total += products.mul_(torch.bmm(right, b.right.transpose(1, 2))).sum((1, 2))
     return total
-
-
-def _gram(x: Tensor) -> Tensor:
-    return torch.bmm(x, x.transpose(1, 2))
-
-
-def _diagonal(grams: Tensor) -> Tensor:
-    return grams.diagonal(dim1=1, dim2=2)

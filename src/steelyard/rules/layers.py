@@ -101,7 +101,7 @@ def _per_channel(
     factors: dict[str, Factor] = {}
     if "weight" in wanted:
         normalised = F.group_norm(x, groups, eps=eps)
-        factors["weight"] = Dense(_channels(dy * normalised).sum(2))
+        factors["weight"] = Dense(_channels(normalised.mul_(dy)).sum(2))
     if "bias" in wanted:
         factors["bias"] = Dense(_channels(dy).sum(2))
     return factors
@@ -114,7 +114,7 @@ def _scale_and_shift(
     dy = dy.reshape(dy.shape[0], -1, shape.numel())  # [B, L, d]
     factors: dict[str, Factor] = {}
     if "weight" in wanted:
-        rows = (dy * normalised.reshape(dy.shape)).sum(1)
+        rows = normalised.reshape(dy.shape).mul_(dy).sum(1)
         factors["weight"] = Dense(rows.view(-1, *shape))
     if "bias" in wanted:
         factors["bias"] = Dense(dy.sum(1).view(-1, *shape))
