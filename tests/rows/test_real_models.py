@@ -268,7 +268,7 @@ def test_activation_checkpointing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["lora", "all"])
+@pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
 def test_packaged_models(name, adapter):
     """The real ones, whole and with LoRA, on real words."""

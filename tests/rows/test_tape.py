@@ -229,3 +229,26 @@ def test_reentrant_checkpointing_is_refused_in_words():
 def test_data_parallel_wrappers_are_refused():
     with pytest.raises(ValueError, match="give the rows the module inside"):
         PerSample(nn.DataParallel(mlp()), FlatClip(), expected_batch=5)
+
+
+def test_bags_with_a_last_offset_have_one_more_offset_than_samples(oracle):
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(7, 3, include_last_offset=True), nn.Linear(3, 2)
+
+        def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.bag(tokens, offsets)))
+
+    model = Bags().double()
+    tokens, offsets = torch.randint(0, 7, (9,)), torch.tensor([0, 2, 5, 5, 9])
+    rows = PerSample(model, FlatClip(0.3), expected_batch=1, strict=True)
+    for _ in range(4):
+        losses = squares(model, tokens, offsets)
+        truth = []
+        for loss in losses:
+            found = torch.autograd.grad(loss, rows.parameters, retain_graph=True)
+            truth.append(dict(zip(rows.names, found, strict=True)))
+        expected = oracle.clipped_sum(truth, [rows.names], "flat", 0.3)
+        rows.backward(losses)
+        assert oracle.relative_error(summed(rows), expected, rows.names) < 1e-12

@@ -52,14 +52,33 @@ class _Cut(torch.autograd.Function):
         ctx.watcher, ctx.count = watcher, count
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:count])
-        # no views: in-place activations may follow, and autograd forbids them on a function's views
-        return tuple(torch.ops.aten._unsafe_view(t, t.shape) for t in tensors[count:])
+        # not views: in-place activations may follow, and autograd forbids them on a function's
+        # views; but of one version counter, so that autograd goes on to see in-place changes
+        return tuple(t.detach() for t in tensors[count:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.watcher is not None:
             ctx.watcher.reached(Reached(ctx, gradients))
         return (None, None, None, *[None] * ctx.count, *gradients)
+
+
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, old: Tensor, new: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.mark_dirty(old)
+        return old
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return torch.zeros_like(gradient), gradient
+
+
+def rejoin(old: Tensor, cut: Tensor) -> None:
+    """After the output `cut` of `old` was changed in place: give `old` the history of `cut` too, as
+    it would have it if they were one tensor."""
+    with torch.autograd._unsafe_preserve_version_counter(old):  # the numbers do not change
+        _Replaced.apply(old, cut)
 
 
 def cut(

@@ -20,16 +20,18 @@ among them) are never run again. Where `vmap` cannot follow the code, the sample
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
-from steelyard.rows.cuts import Reached, cut
+from steelyard.rows.containers import Copy, replaced
+from steelyard.rows.cuts import Reached, cut, rejoin
 from steelyard.rows.own_code import FrameArrived
 from steelyard.rows.tape import Hook, Tape
+from steelyard.rows.uses import pattern
 
 
 class Owner:
@@ -43,8 +45,9 @@ class Owner:
         taken_in: Set[nn.Module],
     ):
         self.path, self.module, self.parameters = path, module, dict(parameters)
-        self.mapped: dict[int, bool] = {}  # place among the inputs -> has a sample dimension
+        self.mapped: dict[Any, bool] = {}  # an input of a frame -> has a sample dimension
         self.by_turns = False  # vmap could not follow the own code
+        self.modifies = True  # whether the own code changes its inputs in place; unknown: True
         ids = {id(p) for p in self.parameters.values()}
         # children that hold such a parameter run as a part of the own code
         self.live = set(taken_in)
@@ -97,6 +100,8 @@ class Frames:
             self._stack.append(Frame(self, owner, args, kwargs))
 
     def ended(self, owner: Owner, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None  # has no frame
         frame = self._pop(lambda one: isinstance(one, Frame) and one.owner is owner)
         return frame.returned(output) if isinstance(frame, Frame) else None
 
@@ -145,6 +150,13 @@ class Frame:
         self._inputs = [(args, kwargs)]  # then what each child call returned
         self.calls: list[nn.Module] = []
         self.places: list[list[int]] = []  # of each call, then of the return: leaves with gradients
+        self.spec: Any = None  # of all inputs, when the own code has returned
+        self.tensors: list[int] = []  # places of the tensors among their leaves
+        self.others: list[Any] = []  # the leaves that are none
+        self.shapes: list[torch.Size] = []
+        self.modes = {m: m.training for m in (owner.module, *owner.live)}
+        self._given: list[tuple[Tensor, Tensor, int]] = []  # to the child: tensor, cut, version
+        self._copies: list[Copy] = []
         self._gradients: dict[int, tuple[Tensor | None, ...]] = {}
         self._saved: tuple[Tensor, ...] = ()
         device = next(iter(owner.parameters.values())).device.type
@@ -160,29 +172,56 @@ class Frame:
 
     def left(self, output: Any) -> None:
         self._inputs.append(output)
+        given, copies, self._given, self._copies = self._given, self._copies, [], []
+        for t, watched, version in given:  # what the child did to its inputs, it did to ours
+            if watched._version != version and not t.is_leaf:
+                rejoin(t, watched)
+        back = {id(watched): t for t, watched, _ in given}
+        for copy in copies:
+            copy.write_back(back)
 
     def returned(self, output: Any) -> Any:
         leaves, self.spec = tree_flatten(self._inputs)
         self._inputs = []
         self.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        return self._watch(output, len(self.calls), [leaves[i] for i in self.tensors])
+        self.shapes = [leaves[i].shape for i in self.tensors]
+        # the caller may change what is returned in place, as it could without us
+        out = {_memory(t) for t in tree_leaves(output) if isinstance(t, Tensor)} - {0}
+        kept = [
+            t.detach().clone() if _memory(t) in out else t
+            for t in map(leaves.__getitem__, self.tensors)
+        ]
+        return self._watch(output, len(self.calls), kept)
 
     def _watch(self, tree: Any, place: int, saved: list[Tensor]) -> Any:
-        leaves, spec = tree_flatten(tree)
-        wanted = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
+        leaves = tree_flatten(tree)[0] if torch.is_grad_enabled() else []
+        first: dict[int, int] = {}  # a tensor that is there twice is one afterwards too
+        for i, t in enumerate(leaves):
+            if isinstance(t, Tensor) and t.requires_grad:
+                first.setdefault(id(t), i)
+        wanted = list(first.values())
         self.places.append(wanted)
         frames = self._frames()
         if not wanted or frames is None:
             return None
         watcher = frames.watcher(_Place(self, place))
-        for i, t in zip(
-            wanted, cut(watcher, frames.anchor, saved, [leaves[i] for i in wanted]), strict=True
-        ):
-            leaves[i] = t
-        if watcher is not None and place == len(self.calls):
-            frames.tape.uses.add(self)
-        return tree_unflatten(leaves, spec)
+        old = [leaves[i] for i in wanted]
+        watched = cut(watcher, frames.anchor, saved, old)
+        if place == len(self.calls):
+            if watcher is not None:
+                frames.tape.uses.add(self)
+        else:
+            self._given = [(t, v, v._version) for t, v in zip(old, watched, strict=True)]
+        new = {id(t): v for t, v in zip(old, watched, strict=True)}
+        self._copies = []
+        return replaced(tree, new, self._copies)
+
+    def kind(self, batch: int) -> Hashable:
+        """Which children were called, and what the inputs look like."""
+        patterns = frozenset(pattern(shape, batch) for shape in self.shapes)
+        called, modes = frozenset(map(id, self.calls)), tuple(self.modes.values())
+        return self.owner.path, called, modes, self.spec if batch > 1 else None, patterns
 
     # -- backward ----------------------------------------------------------------------------
 
@@ -203,6 +242,12 @@ class Frame:
         ]
         saved, self._gradients, self._saved = self._saved, {}, ()
         return FrameArrived(self, saved, came)
+
+
+def _memory(t: Tensor) -> int:
+    """Where a tensor's numbers lie; 0 where that cannot be told."""
+    plain = t.layout is torch.strided and not t.is_nested
+    return t.untyped_storage().data_ptr() if plain else 0
 
 
 class _Place:

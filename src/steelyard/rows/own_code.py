@@ -8,7 +8,9 @@ stand-ins that return what they returned in the forward pass, so nothing of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,10 +51,13 @@ class FrameArrived:
     def factors(self, batch: int) -> dict[str, list[Factor]]:
         self.gradients(batch)
         frame, owner = self._frame, self._frame.owner
-        if len(self._saved) != len(frame.tensors):
+        if frame.spec is None or len(self._saved) != len(frame.tensors):
             raise self._mismatch("returns nothing that the losses depend on")
         dims = [self._mapped(i, t, batch) for i, t in enumerate(self._saved)]
-        inputs = [t.unsqueeze(1) if m else t for t, m in zip(self._saved, dims, strict=True)]
+        # run again, the own code must not change in place what the graph still needs
+        saved = [t.clone() if owner.modifies else t for t in self._saved]
+        versions = [t._version for t in saved]
+        inputs = [t.unsqueeze(1) if m else t for t, m in zip(saved, dims, strict=True)]
         targets = [None if g is None else g.unsqueeze(1) for g in self._came]
         parameters = {name: p.detach() for name, p in owner.parameters.items()}
         device, on, dtype = frame.autocast
@@ -64,7 +69,9 @@ class FrameArrived:
             total = total.to(results[0].device)
             for result, target in zip(results, targets, strict=True):
                 if target is not None:
-                    total = total + (result * target).sum(dtype=total.dtype)
+                    if result.numel() != target.numel():  # broadcast over what is no sample's own
+                        raise RuntimeError("its results have another shape for one sample")
+                    total = total + (result.reshape(target.shape) * target).sum(dtype=total.dtype)
             return total
 
         in_dims = (
@@ -73,13 +80,18 @@ class FrameArrived:
             [None if g is None else 0 for g in targets],
         )
         try:
-            rows = (
-                None
-                if owner.by_turns
-                else self._at_once(projected, in_dims, parameters, inputs, targets)
-            )
-            if rows is None:
-                rows = self._by_turns(projected, dims, parameters, inputs, targets, batch)
+            with _no_random_numbers(device):
+                rows = (
+                    None
+                    if owner.by_turns
+                    else self._at_once(projected, in_dims, parameters, inputs, targets)
+                )
+                if rows is None:
+                    rows = self._by_turns(projected, dims, parameters, inputs, targets, batch)
+            changed = versions != [t._version for t in saved]
+            if changed and not owner.modifies:
+                raise RuntimeError("it changes its inputs in place, but not always")
+            owner.modifies = changed
         except Exception as error:
             why = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise self._mismatch(f"could not be run again for each sample ({why})") from error
@@ -97,25 +109,22 @@ class FrameArrived:
     def _by_turns(
         self, f: Any, dims: list[bool], parameters: Any, inputs: Any, targets: Any, batch: int
     ) -> dict[str, Tensor]:
-        before = torch.get_rng_state()
         rows = []
         for i in range(batch):
             one = [t[i] if mapped else t for t, mapped in zip(inputs, dims, strict=True)]
             rows.append(grad(f)(parameters, one, [None if g is None else g[i] for g in targets]))
-        if not torch.equal(before, torch.get_rng_state()):
-            torch.set_rng_state(before)
-            raise RuntimeError("it draws random numbers")
         return {name: torch.stack([row[name] for row in rows]) for name in parameters}
 
     def _mapped(self, place: int, t: Tensor, batch: int) -> bool:
-        """Whether an input has the sample dimension: settled by the first batch, then required."""
+        """Whether an input has the sample dimension: not if it ever had another size there (a
+        length is the number of samples by chance at times)."""
         has = t.dim() > 0 and t.shape[0] == batch
         if batch == 1:
             return has
-        settled = self._frame.owner.mapped.setdefault(place, has)
-        if settled and not has:
-            raise self._mismatch(f"got a tensor of shape {list(t.shape)} for {batch} samples")
-        return settled
+        frame = self._frame
+        key = (frame.spec, tuple(frame.tensors), place)
+        frame.owner.mapped[key] = has and frame.owner.mapped.get(key, True)
+        return frame.owner.mapped[key]
 
     def _mismatch(self, what: str, child: nn.Module | None = None) -> BatchMismatchError:
         owner = self._frame.owner
@@ -151,7 +160,11 @@ def own_code(frame: Frame, parameters: Mapping[str, Tensor], tensors: list[Tenso
 
     owner = frame.owner
     replaced = {id(p): parameters[name] for name, p in owner.parameters.items()}
-    double = twin(owner.module, replaced, lambda m: None if m in owner.live else stand_in(m))
+    made: dict[nn.Module, nn.Module] = {}
+    double = twin(owner.module, replaced, lambda m: None if m in owner.live else stand_in(m), made)
+    for module, training in frame.modes.items():  # as they were in the forward pass
+        if module in made:
+            made[module].__dict__["training"] = training
     pick(double.forward(*args, **kwargs), len(frame.calls))
     return results
 
@@ -188,6 +201,31 @@ def twin(
         for name, child in module._modules.items()
     }
     return double
+
+
+@contextmanager
+def _no_random_numbers(device: str) -> Iterator[None]:
+    """Raises RuntimeError if some were drawn inside; in any case the generators are as before."""
+    cuda = device == "cuda"
+    python, torchs = random.getstate(), torch.get_rng_state()
+    cudas = torch.cuda.get_rng_state_all() if cuda else []
+    drawn = False
+    try:
+        yield
+    finally:
+        if random.getstate() != python:
+            random.setstate(python)
+            drawn = True
+        if not torch.equal(torch.get_rng_state(), torchs):
+            torch.set_rng_state(torchs)
+            drawn = True
+        if cuda:
+            now = torch.cuda.get_rng_state_all()
+            if not all(map(torch.equal, now, cudas)):
+                torch.cuda.set_rng_state_all(cudas)
+                drawn = True
+    if drawn:
+        raise RuntimeError("it draws random numbers")
 
 
 def _double(results: list[Tensor]) -> bool:

@@ -1,24 +1,23 @@
-"""Proof by the first batches: every trainable parameter is covered, and no sample sees another.
+"""Proof on a batch: every trainable parameter is covered, and no sample sees another.
 
 | claim | test | on failure |
 |---|---|---|
 | coverage | sum of the rows == autograd's gradient, per parameter | slow engine takes over |
 | independence | losses[i] has no gradient at other samples' layer outputs | ValueError |
 
-A parameter whose gradient is exactly zero (LoRA's A while B = 0) proves nothing yet, so the proof
-is repeated on up to three batches.
+A gradient that is exactly zero (of LoRA's A while B = 0) or not finite proves nothing: both tests
+say what they have seen. When to repeat them is `adaptation`'s business.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-BATCHES = 3
 Backward = Callable[[Tensor, Callable[[int, list[Tensor]], None]], None]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -32,26 +31,29 @@ class Difference:
     child: nn.Module | None = None
 
 
+class MixedError(ValueError):
+    """Samples mix, as the gradients of these keys show."""
+
+    def __init__(self, keys: Set[int]):
+        super().__init__(
+            "a sample's loss depends on other samples of the batch (a mean over all "
+            "tokens? a batch statistic? a first dimension that is not the sample?): no "
+            "sample has a gradient of its own, so none can be protected; make "
+            "losses[i] a function of sample i alone"
+        )
+        self.keys = keys
+
+
 class Proof:
-    """The state of the proof: which parameters have shown a gradient that agrees."""
+    """Both tests, for the parameters of these names."""
 
     def __init__(self, names: Mapping[str, nn.Parameter]):
         self._names = names
-        self._open = set(names)
-        self._batches = 0
-        self._independent = False
+        self.shown: set[str] = set()  # by `coverage`: gradients that agreed and were not zero
 
-    @property
-    def done(self) -> bool:
-        covered = not self._open or self._batches >= BATCHES
-        return covered and self._independent
-
-    def count(self) -> None:
-        """One batch less to prove on."""
-        self._batches += 1
-
-    def independence(self, losses: Tensor, backward: Backward) -> None:
-        """Raises ValueError when a sample's loss moves with another sample's layer outputs.
+    def independence(self, losses: Tensor, backward: Backward) -> set[int]:
+        """Raises MixedError when a sample's loss moves with another sample's layer outputs. Returns
+        the keys that show that it does not: their gradients are finite, and not all zero.
 
         Backward is linear and scaling by powers of two is exact: if losses[j] is multiplied by
         2^k_j, the gradient at sample j's outputs must be multiplied by 2^k_j too, to the last bit.
@@ -62,10 +64,9 @@ class Proof:
         see(key, output gradients, each [B, ...]) for everything recorded.
         """
         B = len(losses)
-        if B < 2 or self._independent:
-            return
         index = torch.arange(B, device=losses.device)
         plain = self._projections(losses, torch.zeros_like(index), backward)
+        wrong: set[int] = set()
         for digit in range(1 + int(math.log(B - 1, 16))):
             exponents = (index // 16**digit) % 16 - 8
             scaled = self._projections(losses, exponents, backward)
@@ -75,13 +76,10 @@ class Proof:
                 error = (scaled[key][0] - torch.ldexp(before, exponents)).abs()
                 rounding = 4 * torch.finfo(before.dtype).eps * torch.ldexp(size, exponents)
                 if (error > rounding).any():
-                    raise ValueError(
-                        "a sample's loss depends on other samples of the batch (a mean over all "
-                        "tokens? a batch statistic? a first dimension that is not the sample?): no "
-                        "sample has a gradient of its own, so none can be protected; make "
-                        "losses[i] a function of sample i alone"
-                    )
-        self._independent = True
+                    wrong.add(key)
+        if wrong:
+            raise MixedError(wrong)
+        return {key for key, (_, size) in plain.items() if size.isfinite().all() and size.any()}
 
     def _projections(
         self, losses: Tensor, exponents: Tensor, backward: Backward
@@ -106,7 +104,7 @@ class Proof:
 
         rough: some output gradient came in half precision.
         """
-        self.count()
+        self.shown = set()
         parameters = list(self._names.values())
         gradients = torch.autograd.grad(
             losses.sum(), parameters, retain_graph=True, allow_unused=True
@@ -133,7 +131,7 @@ class Proof:
             if not error <= tolerance * max(size, 1e-2 * scale):
                 wrong[name] = error / max(size, 1e-30)
             elif size > 0:
-                self._open.discard(name)
+                self.shown.add(name)
         if wrong:
             name, error = next(iter(wrong.items()))
             return Difference(

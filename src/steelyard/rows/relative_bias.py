@@ -12,7 +12,10 @@ Served by shape, not by import: a module with `compute_bias(T, T, device=...)`, 
 
 from __future__ import annotations
 
+import inspect
+import re
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -29,11 +32,24 @@ TABLE = "relative_attention_bias"
 
 
 def has_relative_bias(module: nn.Module) -> bool:
-    return (
+    if not (
         callable(getattr(module, "compute_bias", None))
         and bool(getattr(module, "has_relative_attention_bias", False))
         and isinstance(getattr(module, TABLE, None), nn.Embedding)
-    )
+    ):
+        return False
+    made = list(inspect.signature(module.compute_bias).parameters)  # type: ignore[arg-type]
+    taken = inspect.signature(module.forward).parameters
+    return made[:2] == ["query_length", "key_length"] and "device" in made and "position_bias" in taken
+
+
+def _adds_mask(module: nn.Module) -> bool:
+    """Whether the module adds its mask only to a bias that it made itself (transformers 4)."""
+    try:
+        source = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return False
+    return re.search(r"position_bias = position_bias \+ \w*mask", source) is not None
 
 
 class Bias:
@@ -41,6 +57,7 @@ class Bias:
 
     def __init__(self, path: str, module: nn.Module, name: str):
         self.path, self.module, self.name = path, module, name
+        self.adds_mask = _adds_mask(module)
 
     @property
     def table(self) -> Tensor:
@@ -84,6 +101,8 @@ class Biases:
             self._tape.uses.add(watcher)
         expanded = made.expand(hidden.shape[0], -1, -1, -1)
         (watched,) = cut(watcher, self._tape.anchor, [], [expanded])
+        if bias.adds_mask and kwargs.get("mask") is not None:
+            watched = watched + kwargs["mask"][:, :, :, : hidden.shape[1]]
         return args, kwargs | {"position_bias": watched}
 
 
@@ -92,6 +111,9 @@ class _Use:
 
     def __init__(self, tape: Tape, bias: Bias):
         self._tape, self._bias, self.names = weakref.ref(tape), bias, [bias.name]
+
+    def kind(self, batch: int) -> Hashable:
+        return self._bias.path, batch > 1
 
     def reached(self, cut: Reached) -> None:
         tape, (dy,) = self._tape(), cut.gradients

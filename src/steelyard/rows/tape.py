@@ -40,6 +40,8 @@ class Tape:
         self.uses: weakref.WeakSet[Any] = weakref.WeakSet()  # of graphs that are alive
         self.replaying = self.closed = False
         self.anchor = torch.zeros((), requires_grad=True)
+        bags = [layer.module for layer in calls if isinstance(layer.module, nn.EmbeddingBag)]
+        self._last_offset = any(bag.include_last_offset for bag in bags)  # B + 1 offsets for B bags
         self._rng: Tensor | None = None  # before the call under way
         self._arrive = weakref.WeakMethod(arrive)
         self._listener = partial(_listener, weakref.ref(self))
@@ -85,7 +87,8 @@ class Tape:
         """Raises ValueError where `count` losses cannot be one per sample of the forwards."""
         known = [sizes for sizes in self._forwards if sizes]
         together = sum(max(sizes) for sizes in known)
-        if known and count != together and not any(count in sizes for sizes in known):
+        possible = {count, count + 1} if self._last_offset else {count}
+        if known and count != together and not any(possible & set(sizes) for sizes in known):
             raise ValueError(
                 f"{count} losses for a batch of {max(known[-1])} samples: one loss per sample is "
                 "needed (average over a sample's own positions; a loss per token would make every "
@@ -186,6 +189,8 @@ class Hook:
         owner = None if self._owner is None else self._owner()
         if owner is None or self._act is None or owner.closed:  # compiled code may hold it longer
             return None
+        if torch._C._functorch.maybe_current_level() is not None:
+            return None  # under vmap, grad, jvp, ...: there is no graph to look at
         return self._act(owner, *self._context, *arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:

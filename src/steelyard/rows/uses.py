@@ -10,7 +10,7 @@ The third kind, a module's own code with bare parameters, stands in `frames`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from steelyard.rows.cuts import Reached
 from steelyard.rows.proof import Difference
-from steelyard.rules.call_rules import supports
+from steelyard.rules.call_rules import needs_rng, supports
 from steelyard.rules.calls import Call, CallRule
 from steelyard.rules.factors import Factor
 from steelyard.rules.layers import FEATURES_LAST, Rule
@@ -61,14 +61,17 @@ class Layer:
     def __init__(self, path: str, module: nn.Module, rule: Rule, wanted: Mapping[str, str]):
         self.path, self.module, self.rule, self.wanted = path, module, rule, wanted
         self.dim: int | None = None
+        self.turned = False  # what to think of [T, B, d] with T = B
 
     def samples_first(self, x: Tensor, dy: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         dim = self.dim
         if dim is None:
-            dim = 0
-            if x.shape[0] != batch and self.rule in FEATURES_LAST and dy.dim() > 2:
-                dim = int(x.shape[1] == batch)  # [T, B, d]
-            self.dim = dim if batch > 1 else None
+            second = self.rule in FEATURES_LAST and dy.dim() > 2 and x.shape[1] == batch
+            if second and x.shape[0] == batch:
+                dim = int(self.turned)
+            else:
+                dim = int(second)  # [T, B, d]
+                self.dim = dim if batch > 1 else None
         if x.dim() <= dim or x.shape[dim] != batch or dy.shape[dim] != batch:
             raise BatchMismatchError(
                 f"layer {self.path!r} saw an input of shape {list(x.shape)} where there are "
@@ -81,13 +84,16 @@ class Layer:
 class Use:
     """One call of a layer with one input and one output."""
 
-    __slots__ = ("__weakref__", "layer", "listener", "names", "shape")
+    __slots__ = ("__weakref__", "_like", "layer", "listener", "names", "shape")
 
     def __init__(self, listener: Listener, layer: Layer, x: Tensor):
         self.listener, self.layer = listener, layer
-        self.names = layer.wanted.values()
+        self.names, self._like = layer.wanted.values(), x.shape
         # of a layer whose biases alone are trained, the shape of the input is all that is needed
         self.shape = x.shape if layer.wanted.keys() == {"bias"} else None
+
+    def kind(self, batch: int) -> Hashable:
+        return self.layer.path, pattern(self._like, batch)
 
     def reached(self, cut: Reached) -> None:
         (dy,) = cut.gradients
@@ -108,6 +114,11 @@ class _Arrived:
 
     def gradients(self, batch: int) -> list[Tensor]:
         return [self._use.layer.samples_first(self._x, self._dy, batch)[1]]
+
+    def turnable(self, batch: int) -> Layer | None:
+        """The layer, if its samples may as well stand in the second dimension."""
+        layer, ahead = self._use.layer, tuple(self._x.shape[:2])
+        return layer if layer.dim is None and ahead == (batch, batch) else None
 
     def factors(self, batch: int) -> dict[str, list[Factor]]:
         layer = self._use.layer
@@ -144,12 +155,23 @@ class CallUse:
         tensors = [t for t in outputs if isinstance(t, Tensor)]
         self._shapes = [t.shape for t in tensors]
         self._watched = [i for i, t in enumerate(tensors) if t.requires_grad]
-        self._rng = rng
+        self._rng, self._training = rng, layer.module.training
+        self._like = [t.shape for t in (*self.saved, *tensors)]
+
+    def kind(self, batch: int) -> Hashable:
+        patterns = tuple(pattern(shape, batch) for shape in self._like)
+        return self.layer.path, self._training, patterns
 
     def reached(self, cut: Reached) -> None:
         deliver = self.listener()
         if deliver is None:
             return
+        module = self.layer.module
+        if module.training != self._training and needs_rng(module):
+            raise RuntimeError(
+                f"layer {self.layer.path!r} was switched between training and evaluation mode "
+                "after its forward: its dropout cannot be computed again; call rows.backward first"
+            )
         saved = iter(cut.saved(self.layer.path))
         leaves = [next(saved) if other is _TENSOR else other for other in self._others]
         args, kwargs = tree_unflatten(leaves, self._spec)
@@ -191,6 +213,11 @@ class _CallArrived:
                 "losses: the first dimension must be the sample",
                 list(self._use.layer.wanted.values()),
             )
+
+
+def pattern(shape: torch.Size, batch: int) -> Hashable:
+    """Where a tensor may have its samples: what it looks like to rules that go by the shape."""
+    return len(shape), batch > 1, *(size == batch for size in shape[:2])
 
 
 _TENSOR = object()  # stands in the place of a tensor that autograd keeps
