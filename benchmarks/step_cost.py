@@ -1,162 +1,233 @@
 """The cost of a private step, as a ratio to the plain step, side by side in one process.
 
-    python benchmarks/step_cost.py [--quick] [--only mlp,gpt-128] [--json FILE] [--markdown FILE]
+    python benchmarks/step_cost.py [--quick] [--only mlp,gpt-128] [--engines plain,steelyard]
+                                   [--json FILE] [--markdown FILE] [--no-resident] [--seconds S]
+    python benchmarks/step_cost.py --profile gpt-128
 
-Engines take turns step by step (interleaved), so a slow moment of the machine hits all alike. A
-row's ratio is the median over rounds of (private step / the same round's plain step); its spread
-is the quartiles of the same ratios. Peak memory is the growth of the resident set over the model
-and data, measured in a process of its own for each engine. "opacus" rows do the same work: flat
-clipping, noise, SGD.
+Every engine first proves on the workload that its clipped gradient is the one of each sample alone;
+who errs or refuses is listed with the reason and not timed. What is measured, and how ratios,
+spreads and verdicts are defined: benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from lib.engines import ENGINES, WORKLOADS
+from lib import memory, profiling, tables, timing
+from lib.engines import OURS, Engine, Kind, Settings
+from lib.floors import floors
+from lib.opacus_engines import OPACUS
+from lib.peers import PEERS
+from lib.truth import TOLERANCE, Truth, check
+from lib.verdicts import verdicts
+from lib.workloads import WORKLOADS, Workload, notices
 
-WARM = 4  # the first batches also prove coverage and independence
-
-
-def measure(name: str, engines: list[str], rounds: int, seconds: float) -> list[dict[str, object]]:
-    workload = WORKLOADS[name]
-    steps = {engine: ENGINES[engine][2](workload) for engine in engines}
-    for step in steps.values():
-        for _ in range(WARM):
-            step()
-    times: dict[str, list[float]] = {engine: [] for engine in engines}
-    began = time.perf_counter()
-    gc.collect()
-    gc.disable()
-    for _ in range(rounds):
-        for engine, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[engine].append(time.perf_counter() - start)
-        if time.perf_counter() - began > seconds and len(times["plain"]) >= 5:
-            break
-    gc.enable()
-    rows = []
-    for engine in engines:
-        ratios = [t / p for t, p in zip(times[engine], times["plain"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        rows.append(
-            {
-                "workload": name,
-                "engine": ENGINES[engine][0],
-                "groups": ENGINES[engine][1],
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_min": round(low, 3),
-                "ratio_max": round(high, 3),
-                "milliseconds": round(1e3 * statistics.median(times[engine]), 2),
-                "rounds": len(ratios),
-                "peak_mb": peak(name, engine),
-            }
-        )
-    return rows
+ENGINES: dict[str, Kind] = {**OURS, **PEERS, **OPACUS}
+QUICK = ("plain", *list(OURS)[1:], "peer-ghost", "opacus-ghost")
+WARM = 4
+FEWEST, FEWEST_OTHERS = 5, 3  # rounds, whatever they cost
+SLOW = 30.0  # seconds of one step: no comparison any more
+Row = dict[str, Any]
 
 
-def peak(name: str, engine: str) -> float:
-    """Growth of the peak resident set over five steps, in a process of its own, MiB."""
-    command = [sys.executable, __file__, "--child", name, engine]
+def measure(
+    workload: Workload, names: list[str], *, seconds: float, most: int, resident: bool
+) -> tuple[list[Row], dict[str, float]]:
+    """Rows of all engines, and the workload's operations."""
+    truth = Truth(workload)
+    settings = Settings(bound=truth.bound)
+    rows = {name: start(name, workload, truth) for name in names}
+    engines: dict[str, Engine] = {}
+    for name, row in rows.items():
+        if row["reason"] is None:
+            engine = warm(name, workload, settings, row)
+            if row["reason"] is None:
+                engines[name] = engine
+    counted: dict[str, float] = {}
+    if "steelyard" in engines:
+        counted = floors(workload, engines["plain"], engines["steelyard"]).as_dict()
+    main = {name for name in engines if ENGINES[name].family in ("plain", "ours")}
+    shares = {name: 3 if name in main else 1 for name in engines}
+    times = timing.take_turns(
+        {name: engine.step for name, engine in engines.items()},
+        budget={name: seconds * s / sum(shares.values()) for name, s in shares.items()},
+        fewest={name: FEWEST if name in main else FEWEST_OTHERS for name in engines},
+        most=most,
+    )
+    model = memory.model_bytes(engines["plain"].model) / memory.MIB
+    base = rows["plain"]["live_mib"]
+    for name in engines:
+        live = rows[name]["live_mib"]
+        rows[name] |= {
+            **timed(name, times),
+            "whole": round((model + live) / (model + base), 4),
+            "step": round(live / base, 4),
+            "resident_mib": child(workload.name, name, truth.bound)
+            if resident and ENGINES[name].family != "peer"
+            else None,
+        }
+    return list(rows.values()), counted
+
+
+def warm(name: str, workload: Workload, settings: Settings, row: Row) -> Engine:
+    """The engine after its first steps; the row gets its live memory, or why it is not timed."""
+    model, x, y = workload.build()
+    built = replace(workload, model=lambda: model, batch=lambda: (x, y))
+    made: list[Engine] = []
+
+    def before() -> Callable[[], None]:
+        made.append(ENGINES[name].make(built, settings))
+        for _ in range(first_steps(ENGINES[name])):
+            began = time.perf_counter()
+            made[0].step()
+            took = time.perf_counter() - began
+            if took > SLOW:
+                row["reason"] = f"too slow: {took:.0f} s a step"
+                return lambda: None
+        return made[0].step
+
+    row["live_mib"] = round(memory.live_peak(before) / memory.MIB, 3)
+    return made[0]
+
+
+def start(name: str, workload: Workload, truth: Truth) -> Row:
+    """The row of an engine after its check: error, or the reason why it is not timed."""
+    kind = ENGINES[name]
+    row: Row = {
+        "workload": workload.name,
+        "engine": name,
+        "label": kind.label,
+        "family": kind.family,
+        "groups": kind.groups,
+        "error": None,
+        "reason": too_large(kind, truth),
+    }
+    if row["reason"] is None:
+        try:
+            row["error"] = check(kind, workload, truth)
+        except Exception as error:  # whatever an engine of others raises is its result
+            row["reason"] = f"refuses: {one_line(error)}"
+        else:
+            if not row["error"] <= TOLERANCE:
+                row["reason"] = f"wrong ({row['error']:.2g})"
+    if row["reason"] and kind.family in ("plain", "ours"):
+        raise RuntimeError(f"{workload.name}, {kind.label}: {row['reason']}")
+    return row
+
+
+def too_large(kind: Kind, truth: Truth) -> str | None:
+    """Engines that hold all per-sample gradients: twice, while they arrive."""
+    numbers = sum(p.numel() for p in truth.model.parameters() if p.requires_grad)
+    needed = 2 * 4 * len(truth.y) * numbers / memory.MIB
+    if kind.rows and needed > 0.8 * memory.available():
+        return f"needs about {needed / 1024:.0f} GiB for per-sample gradients"
+    return None
+
+
+def first_steps(kind: Kind) -> int:
+    """Steps before an engine is at its pace: ours proves coverage and independence first."""
+    return WARM if kind.family == "ours" else 1
+
+
+def timed(name: str, times: dict[str, list[float]]) -> Row:
+    ratio = timing.spread(timing.ratios(times, name, "plain"))
+    row: Row = {
+        "ratio": round(ratio.median, 4),
+        "low": round(ratio.low, 4),
+        "high": round(ratio.high, 4),
+        "rounds": ratio.rounds,
+        "milliseconds": round(1e3 * timing.spread(times[name]).median, 3),
+    }
+    if ENGINES[name].family in ("peer", "opacus") and "steelyard" in times:
+        gain = timing.spread(timing.ratios(times, name, "steelyard"))
+        row["speed_up"] = round(gain.median, 4)
+    if name == "steelyard" and "steelyard-quiet" in times:
+        noise = timing.spread(timing.share(times, "steelyard", "steelyard-quiet", "plain"))
+        row["noise"] = round(noise.median, 4)
+    return row
+
+
+def child(workload: str, engine: str, bound: float) -> float | None:
+    """Resident memory of one engine alone, MiB, from a process of its own."""
+    command = [sys.executable, __file__, "--child", workload, engine, str(bound)]
     # every larger block straight from the system and back to it: what is resident is in use
     settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
-    return float(done.stdout.split()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, env=settings)
+    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
-def child(name: str, engine: str) -> None:
-    warnings.simplefilter("ignore")
-    step = ENGINES[engine][2](WORKLOADS[name])
-    before = resident("VmRSS")
-    for _ in range(WARM):
-        step()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
-    for _ in range(5):
-        step()
-    print(round(resident("VmHWM") - before, 1))
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
-def resident(field: str) -> float:
-    """A field of this process's memory status, MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no {field} in /proc/self/status: peak memory is measured on Linux")
-
-
-def machine() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def markdown(rows: list[dict[str, object]]) -> str:
-    columns = ("workload", "engine", "groups", "ratio", "quartiles", "ms", "peak MiB")
-    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
-    lines = [
-        f"| {r['workload']} | {r['engine']} | {r['groups']} | **{r['ratio']}** | {r['ratio_min']}-"
-        f"{r['ratio_max']} | {r['milliseconds']} | {r['peak_mb']} |"
-        for r in rows
-    ]
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
-    return (
-        f"# Cost of a private step over the plain step\n\nMachine: {about}.\n\n{head}"
-        + "\n".join(lines)
-        + "\n"
-    )
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="cost of a private step over the plain step")
+    parser.add_argument("--quick", action="store_true", help="seconds per workload, fewer peers")
+    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, comma-separated")
+    parser.add_argument("--engines", help="engines, comma-separated; plain is always one")
+    parser.add_argument("--seconds", type=float, help="timed seconds per workload, about")
+    parser.add_argument("--no-resident", action="store_true", help="skip resident memory")
+    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--markdown", type=Path, help="write the page here")
+    parser.add_argument("--profile", metavar="WORKLOAD", help="where the time goes, and stop")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = args.engines.split(",") if args.engines else QUICK if args.quick else ENGINES
+    args.engines = ["plain", *(name for name in names if name != "plain")]
+    args.only = [args.profile] if args.profile else args.only.split(",")
+    for name in args.only:
+        if name not in WORKLOADS:
+            parser.error(f"unknown workload {name!r}: use {', '.join(WORKLOADS)}")
+    for name in args.engines:
+        if name not in ENGINES:
+            parser.error(f"unknown engine {name!r}: use {', '.join(ENGINES)}")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="cost of a private step over the plain step")
-    parser.add_argument("--quick", action="store_true", help="few rounds, no slow peers")
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, comma-separated")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="engines, comma-separated")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        child(*args.child)
-        return
+    args = parse()
     warnings.simplefilter("ignore")
-    rounds, seconds = (8, 10.0) if args.quick else (60, 45.0)
-    rows: list[dict[str, object]] = []
-    for name in args.only.split(","):
-        engines = args.engines.split(",")
-        if args.quick or not WORKLOADS[name].hooks:
-            engines = [e for e in engines if e != "opacus-hooks"]
-        rows += measure(name, engines, rounds, seconds)
-        for row in rows[-len(engines) :]:
-            print(
-                f"{row['workload']:9} {row['engine']:24} {row['groups']:6} {row['ratio']:7} "
-                f"[{row['ratio_min']}, {row['ratio_max']}] {row['milliseconds']:9} ms "
-                f"{row['peak_mb']:8} MiB"
-            )
+    if args.child:
+        workload, name, bound = WORKLOADS[args.child[0]], args.child[1], float(args.child[2])
+        make, steps = ENGINES[name].make, first_steps(ENGINES[name])
+        print(memory.resident_growth(lambda: make(workload, Settings(bound=bound)).step, steps))
+        return
+    if args.profile:
+        workload = WORKLOADS[args.profile]
+        pair = [OURS[n].make(workload, Settings()) for n in ("plain", "steelyard")]
+        print(profiling.report(*(profiling.warm(e, WARM) for e in pair), steps=5))
+        return
+    report: dict[str, Any] = {"machine": tables.machine(), "workloads": {}, "rows": []}
+    for name in args.only:
+        rows, counted = measure(
+            WORKLOADS[name],
+            args.engines,
+            seconds=args.seconds or (5.0 if args.quick else 120.0),
+            most=10 if args.quick else 200,
+            resident=not (args.quick or args.no_resident),
+        )
+        report["rows"] += rows
+        report["workloads"][name] = counted
+        print("\n".join(tables.line(row) for row in rows), flush=True)
+    found = verdicts(report["rows"])
+    report["verdicts"] = [asdict(verdict) for verdict in found]
+    for v in found:
+        print(f"{v.target}: asked {v.asked}, found {v.found}: {tables.word(v.met)}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(markdown(rows))
+        args.markdown.write_text(tables.markdown(report, found, notices(args.only)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line: verbs only. Each verb calls a recipe; nothing is computed here.
 
-Exit codes: 0 done; 2 bad input (one line on standard error, nothing half-written); 130 interrupted.
+Exit codes: 0 done; 1 an audit refutes the claim; 2 bad input (one line on standard error, nothing
+half-written); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from steelyard import terminal
+from steelyard.bench.commands import bench_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +28,7 @@ plan_app = typer.Typer(no_args_is_help=True, help="What should it be, before we 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets and models that can be used.")
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
@@ -48,6 +51,9 @@ def train(
     no_privacy: Annotated[bool, typer.Option("--no-privacy", help="protect nothing")] = False,
     delta: Annotated[float | None, typer.Option(help="well below 1/n")] = None,
     accountant: Annotated[str | None, typer.Option(help="pld or rdp")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="gaussian, or grid: no low bits to attack, slower")
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(help="flat:R, auto-s, auto-v, normalized, global:R")
     ] = None,
