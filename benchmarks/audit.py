@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "--break-noise 0.5": {"break_noise": 0.5},
     "--break-noise 0.25": {"break_noise": 0.25},
     "--groups layer": {"groups": "layer"},
+    "--groups layer --break-noise 0.5": {"groups": "layer", "break_noise": 0.5},
     "--epsilon 8": {"epsilon": 8.0},
     "--mode input --model mlp --lr 0.5 --steps 200": INPUT,
     "--mode input --model mlp --lr 0.5 --steps 200 --break-noise 0.02": INPUT

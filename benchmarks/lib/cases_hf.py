@@ -47,6 +47,7 @@ def gpt2() -> nn.Module:
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=8, n_embd=8, n_layer=2, n_head=2,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return logits(GPT2LMHeadModel(config))
 

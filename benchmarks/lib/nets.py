@@ -23,6 +23,11 @@ def tokens() -> Tensor:
     return torch.randint(0, V, (B, T))
 
 
+def square_tokens() -> Tensor:
+    """As many positions as samples: the two cannot be told apart by their number."""
+    return torch.randint(0, V, (B, B))
+
+
 def repeated() -> Tensor:
     return torch.randint(0, 2, (B, 8))
 
@@ -84,11 +89,12 @@ def class_token() -> nn.Module:
     )
 
 
-def positions() -> nn.Module:
-    return Net(
-        lambda m, x: m.head(torch.tanh(m.token(x) + m.place(torch.arange(T)[None]))),
+def positions(length: int) -> Callable[[], nn.Module]:
+    return lambda: Net(
+        lambda m, x: m.head(m.norm(m.token(x) + m.place(torch.arange(length)[None]))),
         token=nn.Embedding(V, D),
-        place=nn.Embedding(T, D),
+        place=nn.Embedding(length, D),
+        norm=nn.LayerNorm(D),
         head=nn.Linear(D, 3),
     )
 

@@ -49,8 +49,10 @@ def test_memory_inside_an_operator_counts():
 
 def test_shared_weights_are_counted_once():
     first, second = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
-    assert model_bytes(nn.ModuleList([first, second])) == 800
-    second.weight = first.weight
     model = nn.ModuleList([first, second])
     model.register_buffer("counts", torch.zeros(3, dtype=torch.int64))
+    assert model_bytes(model) == 800 + 24
+    model.register_buffer("view", first.weight.detach()[:5])
+    assert model_bytes(model) == 800 + 24
+    second.weight = first.weight
     assert model_bytes(model) == 400 + 24

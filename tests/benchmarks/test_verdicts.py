@@ -8,7 +8,7 @@ from lib.workloads import WORKLOADS
 
 def row(workload: str, engine: str, family: str, **numbers):
     base = {"workload": workload, "engine": engine, "family": family, "label": engine}
-    return {**base, "reason": None, **numbers}
+    return {**base, "groups": "all", "reason": None, "error": 1e-6, **numbers}
 
 
 def ours(workload: str, ratio: float, *, whole: float = 1.2):
@@ -50,6 +50,25 @@ def test_speed_ups_are_over_correct_engines():
     assert found(rows, "mlp: speed-up over hooks").met is True
     wrong = found(rows, "mlp: speed-up over ghost")
     assert (wrong.found, wrong.met) == ("wrong (0.3)", None)
+
+
+def test_where_one_by_one_is_fastest_the_next_is_named_too():
+    rows = [
+        ours("gpt-512", 1.0),
+        row("gpt-512", "peer-loop", "peer", speed_up=1.05, ratio=1.05),
+        row("gpt-512", "peer-ghost", "peer", speed_up=1.7, ratio=1.7),
+    ]
+    assert found(rows, "gpt-512: speed-up over the fastest correct other (peer-loop)").met is False
+    batched = found(rows, "gpt-512: speed-up over the fastest correct other that keeps")
+    assert "(peer-ghost)" in batched.target
+    assert batched.met is True
+
+
+def test_our_own_errors_are_targets_too():
+    wrong = row("mlp", "steelyard-layer", "ours", reason="wrong (0.1)", error=0.1)
+    rows = [ours("mlp", 1.0), wrong]
+    assert found(rows, "mlp: steelyard-layer, all: the right gradient").met is False
+    assert found(rows, "the right gradient, largest error of 1 timed rows").found == "1e-06"
 
 
 def test_memory_of_both_groupings():

@@ -1,15 +1,17 @@
-"""A family of random models: what test_family.py draws its cases from.
+"""A family of random models, batches, clipping groups and rules: what test_family.py draws from.
 
-A model is a front (tokens, a bag of tokens, or nothing), one to four blocks and a head. A block maps
-a sample of one shape to another: a vector (d,), a sequence (T, d) or an image (C, H, W). Any block
-may be called again where the shapes fit, wrapped (residual, own scale, called twice), have an
-activation behind it, be tied to another block's parameter of the same shape, or be frozen in parts.
+A model is a front (tokens, bags of tokens, or nothing), one to five blocks (family_blocks.py) and a
+head. Any block may be called again where the shapes fit, wrapped, have an activation behind it, be
+tied to another block's parameter of the same shape, and be frozen in parts.
 """
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,250 +19,220 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-BOOL, WIDTH = st.booleans(), st.integers(2, 4)
-EPS = st.sampled_from([1e-3, 0.1])
-Draw, Shape = Callable[[st.SearchStrategy], Any], tuple[int, ...]
+from steelyard.rows.groups import partition
+from steelyard.weightings.clip import CLIPS
 
-
-def one_of(draw: Draw, *values: Any) -> Any:
-    return draw(st.sampled_from(values))
-
-
-class Apply(nn.Module):
-    """`act(x, *children, *parameters)`: modules whose own code is a function of its own."""
-
-    def __init__(self, act: Callable[..., Tensor], *children: nn.Module, **shapes: Shape):
-        super().__init__()
-        self.act, self.inner = act, nn.ModuleList(children)
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(x, *self.inner, *self._parameters.values())
-
-    def extra_repr(self) -> str:
-        return getattr(self.act, "__name__", "")
-
-
-class Listed(nn.Module):
-    """Parameters in a container, which has no forward."""
-
-    def __init__(self, d: int):
-        super().__init__()
-        self.own = nn.ParameterList([nn.Parameter(torch.randn(d)) for _ in range(2)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.own[0] + self.own[1]
-
-
-# -- blocks: (draw, shape of a sample) -> module, or None where the shape does not fit -----------
-
-
-def linear(draw: Draw, shape: Shape) -> nn.Module:
-    return nn.Linear(shape[-1], draw(WIDTH), bias=draw(BOOL))
-
-
-def layer_norm(draw: Draw, shape: Shape) -> nn.Module:
-    dims = draw(st.integers(1, len(shape)))
-    return nn.LayerNorm(shape[-dims:], eps=draw(EPS), bias=draw(BOOL))
-
-
-def rms_norm(draw: Draw, shape: Shape) -> nn.Module:
-    return nn.RMSNorm(shape[-1], eps=draw(EPS))
-
-
-def on_channels(shape: Shape, make: Callable[[int, int], nn.Module | None]) -> nn.Module | None:
-    """make(channels, spatial dimensions), with the channels of a sequence moved to the front."""
-    inner = make(shape[-1] if len(shape) < 3 else shape[0], len(shape) - 1)
-    if inner is None or len(shape) != 2:
-        return inner
-    return Apply(lambda x, inner: inner(x.transpose(1, 2)).transpose(1, 2), inner)
-
-
-def group_norm(draw: Draw, shape: Shape) -> nn.Module | None:
-    def make(c: int, dims: int) -> nn.Module | None:
-        groups = one_of(draw, *(g for g in (1, 2) if c % g == 0 and (dims or g < c)))
-        return nn.GroupNorm(groups, c, eps=draw(EPS))
-
-    return on_channels(shape, make)
-
-
-def instance_norm(draw: Draw, shape: Shape) -> nn.Module | None:
-    kinds = [None, nn.InstanceNorm1d, nn.InstanceNorm2d]
-    return on_channels(
-        shape, lambda c, dims: dims and kinds[dims](c, eps=draw(EPS), affine=True) or None
-    )
-
-
-def convolution(draw: Draw, shape: Shape) -> nn.Module | None:
-    def make(c: int, dims: int) -> nn.Module | None:
-        if not dims:
-            return None
-        groups = one_of(draw, *(g for g in (1, 2) if c % g == 0))
-        padding, stride = one_of(draw, 0, 1, 2, "same"), draw(st.integers(1, 2))
-        return [nn.Conv1d, nn.Conv2d][dims - 1](
-            c,
-            groups * draw(st.integers(1, 2)),
-            tuple(draw(st.integers(1, 3)) for _ in range(dims)),  # type: ignore[arg-type]
-            stride=1 if padding == "same" else stride,
-            padding=padding,
-            dilation=draw(st.integers(1, 2)),
-            groups=groups,
-            bias=draw(BOOL),
-            padding_mode=one_of(draw, "zeros", "circular", "reflect", "replicate"),
-        )
-
-    return on_channels(shape, make)
-
-
-def transposed(draw: Draw, shape: Shape) -> nn.Module | None:
-    def make(c: int, dims: int) -> nn.Module | None:
-        if not dims:
-            return None
-        groups, stride = one_of(draw, *(g for g in (1, 2) if c % g == 0)), draw(st.integers(1, 2))
-        return [nn.ConvTranspose1d, nn.ConvTranspose2d][dims - 1](
-            c,
-            groups * draw(st.integers(1, 2)),
-            draw(st.integers(1, 3)),
-            stride=stride,
-            padding=draw(st.integers(0, 1)),
-            output_padding=draw(st.integers(0, stride - 1)),
-            groups=groups,
-            bias=draw(BOOL),
-        )
-
-    return on_channels(shape, make)
-
-
-def attention(draw: Draw, shape: Shape) -> nn.Module | None:
-    if len(shape) != 2 or shape[1] < 2:
-        return None
-    d, first, weights = shape[1], draw(BOOL), draw(BOOL)
-    kind = one_of(draw, "self", "memory", "narrow memory", "crossed")
-    narrow = d - 1 if kind == "narrow memory" else d
-    inner = nn.MultiheadAttention(
-        d, 2 if d % 2 == 0 else 1, bias=draw(BOOL), kdim=narrow, vdim=narrow, batch_first=first,
-        add_bias_kv=draw(BOOL), add_zero_attn=draw(BOOL),
-    )  # fmt: skip
-    mask = torch.ones(shape[0], shape[0]).triu(1).bool() if kind == "self" and draw(BOOL) else None
-
-    def attend(x: Tensor, inner: nn.Module) -> Tensor:
-        memory = x[:, :2, :narrow]
-        sources = {"self": (x, x, x), "crossed": (x, x.flip(1), torch.tanh(x))}.get(
-            kind, (x, memory, memory)
-        )
-        sources = sources if first else [s.transpose(0, 1) for s in sources]
-        if kind == "self" and not first:
-            sources = [sources[0]] * 3
-        y, seen = inner(*sources, need_weights=weights, attn_mask=mask)
-        y = y if first else y.transpose(0, 1)
-        return x + (y * (1 + seen.square().sum(2, keepdim=True)) if weights else y)
-
-    return Apply(attend, inner)
-
-
-def recurrent(draw: Draw, shape: Shape) -> nn.Module | None:
-    if len(shape) != 2:
-        return None
-    kind, first, last = one_of(draw, nn.RNN, nn.LSTM, nn.GRU), draw(BOOL), draw(BOOL)
-    options: dict[str, Any] = {"proj_size": 2} if kind is nn.LSTM and draw(BOOL) else {}
-    if kind is nn.RNN:
-        options["nonlinearity"] = one_of(draw, "tanh", "relu")
-    inner = kind(
-        shape[1], 3, num_layers=draw(st.integers(1, 2)), bidirectional=draw(BOOL), bias=draw(BOOL),
-        batch_first=first, **options,
-    )  # fmt: skip
-
-    def run(x: Tensor, inner: nn.Module) -> Tensor:
-        y, state = inner(x if first else x.transpose(0, 1))
-        state = state[0] if isinstance(state, tuple) else state
-        y = y if first else y.transpose(0, 1)
-        return y + state.mean((0, 2))[:, None, None] if last else y
-
-    return Apply(run, inner)
-
-
-def time_first(draw: Draw, shape: Shape) -> nn.Module | None:
-    """[T, B, d] inside. T = B is left out: then nothing says which dimension is the sample."""
-    if len(shape) != 2 or shape[0] <= LARGEST:
-        return None
-    inner = one_of(draw, linear, layer_norm, rms_norm)(draw, shape[1:])
-    return Apply(lambda x, inner: inner(x.transpose(0, 1)).transpose(0, 1), inner)
-
-
-def own(draw: Draw, shape: Shape) -> nn.Module | None:
-    """Bare parameters in own code."""
-    d, last = shape[-1], len(shape) == 2
-    scaled = draw(linear_like)(draw, shape) if draw(BOOL) else nn.Identity()
-    choices = {
-        "scale": lambda: Apply(lambda x, p: x * p, p=(d,)),
-        "no dimension": lambda: Apply(lambda x, p: x / (1 + p * p), p=()),
-        "shift": lambda: Apply(lambda x, p: torch.tanh(x + p), p=(1, *shape)),
-        "list": lambda: Listed(d),
-        "channel scale": lambda: Apply(lambda x, p: x * p, p=(shape[0], *[1] * (len(shape) - 1))),
-        "around a layer": lambda: Apply(lambda x, inner, p: p * inner(x) + p, scaled, p=(1,)),
-        "matrix": lambda: Apply(lambda x, p: x @ p, p=(d, d)),
-    }
-    if last:
-        choices["class token"] = lambda: Apply(
-            lambda x, p: torch.cat([p.expand(len(x), -1, -1), x], 1), p=(1, 1, d)
-        )
-        choices["positions"] = lambda: Apply(
-            lambda x, inner: x + inner(torch.arange(x.shape[1])), nn.Embedding(shape[0] + 1, d)
-        )
-        choices["positions [1, T]"] = lambda: Apply(
-            lambda x, inner: x + inner(torch.arange(x.shape[1])[None]), nn.Embedding(shape[0], d)
-        )
-    return choices[one_of(draw, *choices)]()
-
-
-linear_like = st.sampled_from([linear, layer_norm, rms_norm])
-
-
-def adapter(draw: Draw, shape: Shape) -> nn.Module:
-    base, rank = nn.Linear(shape[-1], draw(WIDTH)).requires_grad_(False), draw(st.integers(1, 2))
-    down = nn.Linear(shape[-1], rank, bias=False)
-    up = nn.Linear(rank, base.out_features, bias=False)
-    module = Apply(lambda x, base, down, up: base(x) + 0.5 * up(down(x)), base, down, up)
-    module.start_at_zero = up if draw(BOOL) else None  # type: ignore[assignment]
-    return module
-
-
-def shared(draw: Draw, shape: Shape) -> nn.Module:
-    """A layer's weight used again: by another layer, by a bare parameter, behind its back."""
-    d = shape[-1]
-    one, other = nn.Linear(d, d), nn.Linear(d, d, bias=draw(BOOL))
-    bare = Apply(lambda x, p: x @ p, p=(d, d))
-    kind = one_of(draw, "two layers", "bare", "functional")
-    if kind == "functional":
-        return Apply(lambda x, one: F.linear(torch.tanh(one(x)), one.weight), one)
-    if kind == "bare":
-        bare.p = one.weight  # type: ignore[assignment]
-    other.weight = one.weight
-    second = bare if kind == "bare" else other
-    return Apply(lambda x, one, second: second(torch.tanh(one(x))), one, second)
-
-
-def positions_last(draw: Draw, shape: Shape) -> nn.Module | None:
-    """An image becomes a sequence of its pixels."""
-    return Apply(lambda x: x.flatten(2).transpose(1, 2)) if len(shape) == 3 else None
-
-
-BLOCKS = [
-    *(linear, layer_norm, rms_norm, group_norm, instance_norm, convolution, transposed, attention),
-    *(recurrent, time_first, own, adapter, shared, positions_last),
+blocks = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("family_blocks.py"))))
+Apply, BOOL, one_of = blocks.Apply, blocks.BOOL, blocks.one_of
+Draw = Callable[[st.SearchStrategy], Any]
+Shape = tuple[int, ...]
+VOCABULARY = 5
+FRONTS = {"sequences": 2, "tokens": 2, "images": 3, "vectors": 1, "bags": 1}  # dimensions
+# an activation may write over its input where nothing needs that any more
+ACTIVATIONS = [
+    *(nn.Tanh, nn.GELU, lambda: nn.Dropout(0.0)),
+    *(lambda: nn.ReLU(inplace=True), lambda: nn.SiLU(inplace=True)),
 ]
-LARGEST = 6  # samples
+KEEPS_OUTPUT = {"recurrent", "positions_last"}  # autograd forbids writing over what these return
+# of the losses: ordinary, zero, small, large
+SCALES = st.sampled_from([1.0, 1.0, 0.5, 2.0, 0.0, 1e-2, 30.0])
 
 
-def residual(x: Tensor, inner: nn.Module) -> Tensor:
-    y = inner(x)
-    return x + y if y.shape == x.shape else y
+@dataclass(kw_only=True)
+class Case:
+    """One model with one batch [x, targets, scale], and how it is clipped.
+
+    turns: the samples of each backward call. parts: of the whole batch, in micro-batches.
+    share: the bound, over the norm of sample `place` in the order of size.
+    """
+
+    model: nn.Module
+    batch: tuple[Tensor, ...]
+    kinds: list[str] = field(default_factory=list)
+    groups: Any
+    clip: str
+    place: int
+    share: float
+    turns: list[list[int]]
+    parts: list[list[int]]
 
 
-def twice(x: Tensor, inner: nn.Module) -> Tensor:
-    y = torch.tanh(inner(x))
-    return inner(y) if y.shape == x.shape else y
+def losses(model: nn.Module, x: Tensor, targets: Tensor, scale: Tensor) -> Tensor:  # [B]
+    y = model(x).flatten(1)
+    return scale * (y - targets[:, torch.arange(y.shape[1]) % 3]).square().mean(1)
 
 
-WRAPS = [residual, twice]
+class Model(nn.Module):
+    def __init__(self, front: nn.Module, body: list[nn.Module], head: nn.Module):
+        super().__init__()
+        self.front, self.body, self.head = front, nn.Sequential(*body), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.front(x)))
+
+
+def output_shape(module: nn.Module, shape: Shape) -> Shape | None:
+    """None where the module cannot take this shape, or leaves too little."""
+    try:
+        with torch.no_grad():
+            found = tuple(module(torch.zeros(2, *shape)).shape[1:])
+    except (RuntimeError, ValueError, AssertionError, IndexError):  # a kernel larger than its input
+        return None
+    return found if len(found) < 2 or found[-1] * found[-2] > 2 else None
+
+
+def add_block(
+    draw: Draw, shape: Shape, body: list[nn.Module], kinds: list[str], wanted: str | None
+) -> Shape:
+    again = [m for m in body if m.takes == len(shape) and output_shape(m, shape) == shape]
+    if again and draw(st.integers(0, 4)) == 0:
+        body.append(one_of(draw, *again))  # a module called twice
+        kinds.append("again")
+        return shape
+    fits = [one for one, dims in blocks.BLOCKS.items() if len(shape) in dims]
+    make = draw(st.sampled_from([one for one in fits if wanted in (None, one.__name__)]))
+    module, kind = make(draw, shape), make.__name__
+    if module is None or output_shape(module, shape) is None:
+        module, kind = blocks.linear(draw, shape), "linear"
+    wrap = draw(st.integers(0, 5))
+    if wrap < len(blocks.WRAPS):
+        module = Apply(blocks.WRAPS[wrap], module)
+        kinds.append(blocks.WRAPS[wrap].__name__)
+    acts = ACTIVATIONS[: 3 if kind in KEEPS_OUTPUT else None]
+    if draw(BOOL):
+        module = nn.Sequential(module, draw(st.sampled_from(acts))())
+    found = output_shape(module, shape)
+    assert found is not None
+    module.takes = len(shape)  # type: ignore[assignment]
+    body.append(module)
+    kinds.append(kind)
+    return found
+
+
+def front(draw: Draw, B: int, kinds: list[str], dims: Any) -> tuple[nn.Module, Tensor, Shape]:
+    """The front, its input for B samples, and the shape that it hands on, of so many dimensions."""
+    kind = one_of(draw, *(kind for kind, of in FRONTS.items() if of in dims))
+    kinds.append(kind)  # inputs are copied: an activation may write over them
+    T, d = one_of(draw, 5, 3, 4, 6, 7, 8, 9), draw(blocks.WIDTH)
+    if kind == "vectors":
+        return Apply(torch.clone), torch.randn(B, d + 1), (d + 1,)
+    if kind == "sequences":
+        return Apply(torch.clone), torch.randn(B, T, d), (T, d)
+    if kind == "images":
+        shape = (draw(st.integers(1, 3)), draw(st.integers(3, 6)), draw(st.integers(3, 6)))
+        return Apply(torch.clone), torch.randn(B, *shape), shape
+    tokens = torch.randint(0, VOCABULARY, (B, T))
+    padding = one_of(draw, None, 0, -1)
+    if kind == "tokens":
+        return nn.Embedding(VOCABULARY, d, padding_idx=padding), tokens, (T, d)
+    mode, offsets = one_of(draw, "sum", "mean", "max"), draw(BOOL)
+    inner = nn.EmbeddingBag(VOCABULARY, d, mode=mode, padding_idx=padding)
+
+    def bags(x: Tensor, inner: nn.Module) -> Tensor:
+        if offsets:
+            return inner(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))
+        return inner(x)
+
+    return Apply(bags, inner), tokens, (d,)
+
+
+def head(draw: Draw, shape: Shape, embedding: nn.Module, kinds: list[str]) -> nn.Module:
+    if len(shape) == 3:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 3))
+    if isinstance(embedding, nn.Embedding) and draw(BOOL):
+        kind = one_of(draw, "tied head", "functional head")
+        kinds.append(kind)
+        before = nn.Linear(shape[-1], embedding.embedding_dim)
+        if kind == "functional head":
+            return Apply(lambda x, before, of: F.linear(before(x), of.weight), before, embedding)
+        last = nn.Linear(embedding.embedding_dim, VOCABULARY, bias=draw(BOOL))
+        last.weight = embedding.weight
+        return nn.Sequential(before, last)
+    last = nn.Linear(shape[-1], 3, bias=draw(BOOL))
+    return Apply(lambda x, last: last(x.mean(1) if x.dim() == 3 else x), last)
+
+
+def tie(draw: Draw, model: nn.Module, kinds: list[str]) -> None:
+    """Two parameters of the same shape become one, wherever they are."""
+    slots = [
+        (module, name, p)
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+    ]
+    pairs = [
+        (a, b) for i, a in enumerate(slots) for b in slots[:i]
+        if a[2].shape == b[2].shape and a[2] is not b[2]
+    ]  # fmt: skip
+    if pairs and draw(st.integers(0, 2)) == 0:
+        (module, name, _), (_, _, p) = draw(st.sampled_from(pairs))
+        setattr(module, name, p)
+        kinds.append("tied")
+
+
+def freeze(draw: Draw, model: nn.Module, kinds: list[str]) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if draw(st.integers(0, 2)) == 0:
+        kept = draw(st.integers(0, len(parameters) - 1))
+        for i, p in enumerate(parameters):
+            if i != kept and draw(BOOL):
+                p.requires_grad_(False)
+                kinds.append("frozen")
+
+
+def away_from_ones_and_zeros(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        for module in model.modules():
+            if getattr(module, "starts_at_zero", False):
+                module.weight.zero_()  # type: ignore[operator]
+
+
+def groups_of(draw: Draw, model: nn.Module) -> Any:
+    """One of every way to say what is clipped together, as far as it fits the model."""
+    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    layers = len({name.rpartition(".")[0] for name in names})
+    modules = sorted({name.rpartition(".")[0] for name in names} - {""})
+    one, other = draw(st.sampled_from(modules)), draw(st.sampled_from(modules))
+    fits = ["all", "layer", "parameter", draw(st.integers(1, layers))]
+    for entries in (["*.bias"], ["*weight"], [one], [one, other], ["body", "head.*"]):
+        try:
+            partition(names, entries)
+        except ValueError:
+            continue
+        fits.append(entries)
+    return draw(st.sampled_from(fits))
+
+
+@st.composite
+def cases(draw: Draw, block: str) -> Case:
+    """Cases with this block of family_blocks.py behind the front."""
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    B, kinds = one_of(draw, 3, 1, 2, 4, 5, blocks.LARGEST), []
+    dims = next(dims for make, dims in blocks.BLOCKS.items() if make.__name__ == block)
+    first, x, shape = front(draw, B, kinds, dims)
+    body: list[nn.Module] = []
+    for i in range(draw(st.integers(1, 5))):
+        shape = add_block(draw, shape, body, kinds, None if i else block)
+    model = Model(first, body, head(draw, shape, first, kinds))
+    tie(draw, model, kinds)
+    freeze(draw, model, kinds)
+    model.double()
+    away_from_ones_and_zeros(model)
+    x = x.double() if x.is_floating_point() else x
+    scale = torch.tensor([draw(SCALES) for _ in range(B)], dtype=torch.float64)
+    order, everybody = draw(st.permutations(range(B))), list(range(B))
+    cuts = sorted(draw(st.sets(st.integers(1, B)))) if B > 1 else []
+    parts = [list(order[a:b]) for a, b in zip([0, *cuts], [*cuts, B], strict=True)]
+    some = st.sets(st.integers(0, B - 1), min_size=1).map(sorted)
+    return Case(
+        model=model,
+        batch=(x, torch.randn(B, 3).double(), scale),
+        kinds=kinds,
+        groups=groups_of(draw, model),
+        clip=draw(st.sampled_from(sorted(CLIPS))),
+        place=draw(st.integers(0, B - 1)),
+        share=one_of(draw, 0.3, 0.8, 1.3),
+        turns=[draw(some), draw(some), everybody, draw(some), everybody],
+        parts=[part for part in parts if part],
+    )

@@ -181,6 +181,7 @@ class Frame:
             copy.write_back(back)
 
     def returned(self, output: Any) -> Any:
+        self._arguments = len(tree_leaves(self._inputs[0]))
         leaves, self.spec = tree_flatten(self._inputs)
         self._inputs = []
         self.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -221,7 +222,7 @@ class Frame:
         """Which children were called, and what the inputs look like."""
         patterns = frozenset(pattern(shape, batch) for shape in self.shapes)
         called, modes = frozenset(map(id, self.calls)), tuple(self.modes.values())
-        return self.owner.path, called, modes, self.spec if batch > 1 else None, patterns
+        return self.owner.path, called, modes, self._arguments, patterns
 
     # -- backward ----------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ class FrameArrived:
         self.key = id(frame)
         self.rough = any(g is not None and g.dtype in (torch.float16, torch.bfloat16) for g in came)
 
+    def turnable(self, batch: int) -> None:
+        return None
+
     def gradients(self, batch: int) -> list[Tensor]:
         frame, found = self._frame, []
         places = [place for place, wanted in enumerate(frame.places) for _ in wanted]

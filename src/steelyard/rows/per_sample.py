@@ -102,6 +102,7 @@ class PerSample:
         self._fast = engine == "auto"
         self._adaptation = Adaptation(model, self._names)
         self._recording = Recording(model, self._adaptation.layout, self._arrive)
+        self._before: Recording | None = None  # of the layout before this one
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -134,9 +135,8 @@ class PerSample:
                 self._batch = len(losses)
                 # norms and sums in float32 also where the caller computes in half precision
                 with torch.autocast(losses.device.type, enabled=False):
-                    self._add(
-                        losses, fast=self._fast if self._adaptation.done else self._try(losses)
-                    )
+                    due = self._adaptation.due(self._recording.uses, len(losses))
+                    self._add(losses, fast=self._try(losses) if due else self._fast)
             self._armed = True
         except BaseException:
             self.discard()
@@ -252,17 +252,21 @@ class PerSample:
         self._see(arrival)
 
     def _feed(self, arrival: Arrival) -> None:
+        self._adaptation.arrived(arrival, self._batch)
         self._sum.arrive(arrival.factors(self._batch))
 
     def _try(self, losses: Tensor) -> bool:
-        """The first batches: whether this one may go through the fast rules."""
+        """A batch with something new: whether it may go through the fast rules."""
         found = self._adaptation.judge(
             losses, partial(self._pass, losses, retain=True), fast=self._fast
         )
         if found is None:
             return self._fast
-        if self._adaptation.adapt(found):
+        if not self._seen and self._before is not None and self._before.uses:
+            return False  # recorded before the layout changed
+        if self._adaptation.adapt(found, losses, self._recording.sizes):
             self._recording.close()
+            self._before = self._recording
             self._recording = Recording(self._model, self._adaptation.layout, self._arrive)
         else:
             self._take_over(found.reason)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,12 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Why the rows do not serve, the parameters concerned, and the child to take in, if any."""
+    """Why the rows do not serve, the parameters concerned, and what may be done about it."""
 
     reason: str
     names: list[str]
     child: nn.Module | None = None
+    single: Any = None  # the use of an embedding on positions [1, T], for all samples
 
 
 class MixedError(ValueError):
@@ -75,11 +77,15 @@ class Proof:
                     continue
                 error = (scaled[key][0] - torch.ldexp(before, exponents)).abs()
                 rounding = 4 * torch.finfo(before.dtype).eps * torch.ldexp(size, exponents)
-                if (error > rounding).any():
+                if (error > rounding + _smallest(before)).any():
                     wrong.add(key)
         if wrong:
             raise MixedError(wrong)
-        return {key for key, (_, size) in plain.items() if size.isfinite().all() and size.any()}
+        return {
+            key
+            for key, (_, size) in plain.items()
+            if size.isfinite().all() and size.max() > _smallest(size)
+        }
 
     def _projections(
         self, losses: Tensor, exponents: Tensor, backward: Backward
@@ -140,3 +146,8 @@ class Proof:
                 list(wrong),
             )
         return None
+
+
+def _smallest(t: Tensor) -> float:
+    """Gradients that vanish below it are no normal numbers on their way: nothing exact is left."""
+    return torch.finfo(t.dtype).tiny * 2**20

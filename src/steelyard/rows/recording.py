@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Recording:
     def uses(self) -> Collection[Any]:
         """What was recorded and may still be reached; `names`: the parameters that each feeds."""
         return self._tape.uses
+
+    @property
+    def sizes(self) -> Mapping[int | str, int]:
+        """First dimensions of the last forward's arguments, by position or keyword."""
+        return self._tape.sizes
 
     def check(self, count: int) -> None:
         """Raises ValueError where `count` losses cannot be one per sample of the forwards."""

@@ -40,7 +40,9 @@ def has_relative_bias(module: nn.Module) -> bool:
         return False
     made = list(inspect.signature(module.compute_bias).parameters)  # type: ignore[arg-type]
     taken = inspect.signature(module.forward).parameters
-    return made[:2] == ["query_length", "key_length"] and "device" in made and "position_bias" in taken
+    return (
+        made[:2] == ["query_length", "key_length"] and "device" in made and "position_bias" in taken
+    )
 
 
 def _adds_mask(module: nn.Module) -> bool:
@@ -128,6 +130,9 @@ class _Arrived:
         self._bias, self.key = bias, key
         self.rough = dy.dtype in (torch.float16, torch.bfloat16)
         self._dy = dy.float() if self.rough else dy
+
+    def turnable(self, batch: int) -> None:
+        return None
 
     def gradients(self, batch: int) -> list[Tensor]:
         if len(self._dy) != batch:

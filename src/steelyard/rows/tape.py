@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level  # pyright: ignore[reportMissingImports]
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from steelyard.rows.cuts import cut
@@ -46,10 +47,12 @@ class Tape:
         self._arrive = weakref.WeakMethod(arrive)
         self._listener = partial(_listener, weakref.ref(self))
         self._forwards: deque[list[int]] = deque(maxlen=REMEMBERED)  # first dimensions of inputs
+        self._second: set[int] = set()  # and second ones: inputs may be [T, B]
+        self.sizes: dict[int | str, int] = {}  # of the last forward, by argument
         self._handles = [model.register_forward_pre_hook(Hook(Tape.began, self), with_kwargs=True)]
         for layer in layers:
-            if isinstance(layer.module, nn.Embedding):
-                expand = Hook(Tape.expanded, self)
+            if layer.expand is not None:
+                expand = Hook(Tape.expanded, self, layer)
                 self._handles.append(
                     layer.module.register_forward_pre_hook(expand, with_kwargs=True)
                 )
@@ -76,6 +79,7 @@ class Tape:
 
     def clear(self) -> None:
         self._forwards.clear()
+        self._second.clear()
 
     def close(self) -> None:
         self.closed = True
@@ -88,6 +92,8 @@ class Tape:
         known = [sizes for sizes in self._forwards if sizes]
         together = sum(max(sizes) for sizes in known)
         possible = {count, count + 1} if self._last_offset else {count}
+        if count in self._second:
+            return
         if known and count != together and not any(possible & set(sizes) for sizes in known):
             raise ValueError(
                 f"{count} losses for a batch of {max(known[-1])} samples: one loss per sample is "
@@ -95,30 +101,28 @@ class Tape:
                 "token a sample)"
             )
 
-    @property
-    def batch(self) -> int:
-        """Samples of the forward under way, as its inputs' first dimensions tell."""
-        return max(self._forwards[-1], default=1) if self._forwards else 1
-
     # -- hooks -------------------------------------------------------------------------------
 
     def began(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward of the whole model begins."""
         if self.replaying or not torch.is_grad_enabled():
             return
-        values = (*args, *kwargs.values())
-        self._forwards.append([v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()])
+        values = (*enumerate(args), *kwargs.items())
+        self.sizes = {k: v.shape[0] for k, v in values if isinstance(v, Tensor) and v.dim()}
+        self._forwards.append(list(self.sizes.values()))
+        self._second |= {v.shape[1] for _, v in values if isinstance(v, Tensor) and v.dim() > 1}
 
     def expanded(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Position ids [1, T] are broadcast over the batch: give every sample its own."""
-        if self.batch == 1 or not torch.is_grad_enabled() or not args:
+        batch = 1 if layer.expand is None else self.sizes.get(layer.expand, 1)
+        if batch == 1 or not torch.is_grad_enabled() or not args:
             return None
         x = args[0]
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 1:
             return None
-        return (x.expand(self.batch, -1), *args[1:]), kwargs
+        return (x.expand(batch, -1), *args[1:]), kwargs
 
     def record(
         self,
@@ -189,7 +193,7 @@ class Hook:
         owner = None if self._owner is None else self._owner()
         if owner is None or self._act is None or owner.closed:  # compiled code may hold it longer
             return None
-        if torch._C._functorch.maybe_current_level() is not None:
+        if maybe_current_level() is not None:
             return None  # under vmap, grad, jvp, ...: there is no graph to look at
         return self._act(owner, *self._context, *arguments)
 

@@ -32,9 +32,15 @@ class BatchMismatchError(RuntimeError):
     child, that child: it can be made a part of the own code.
     """
 
-    def __init__(self, message: str, names: Sequence[str], child: nn.Module | None = None):
+    def __init__(
+        self,
+        message: str,
+        names: Sequence[str],
+        child: nn.Module | None = None,
+        single: Any = None,
+    ):
         super().__init__(message)
-        self.difference = Difference(message, list(names), child)
+        self.difference = Difference(message, list(names), child, single)
 
 
 class Arrival(Protocol):
@@ -45,6 +51,8 @@ class Arrival(Protocol):
 
     @property
     def rough(self) -> bool: ...  # whether some gradient came in half precision
+
+    def turnable(self, batch: int) -> Layer | None: ...  # see `_Arrived`
 
     def gradients(self, batch: int) -> list[Tensor]: ...  # each [B, ...]
 
@@ -61,9 +69,12 @@ class Layer:
     def __init__(self, path: str, module: nn.Module, rule: Rule, wanted: Mapping[str, str]):
         self.path, self.module, self.rule, self.wanted = path, module, rule, wanted
         self.dim: int | None = None
+        self.expand: int | str | None = None  # argument of the model that tells B: see `broadcast`
         self.turned = False  # what to think of [T, B, d] with T = B
 
-    def samples_first(self, x: Tensor, dy: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def samples_first(
+        self, x: Tensor, dy: Tensor, batch: int, use: Any = None
+    ) -> tuple[Tensor, Tensor]:
         dim = self.dim
         if dim is None:
             second = self.rule in FEATURES_LAST and dy.dim() > 2 and x.shape[1] == batch
@@ -77,6 +88,7 @@ class Layer:
                 f"layer {self.path!r} saw an input of shape {list(x.shape)} where there are "
                 f"{batch} losses: the first dimension must be the sample",
                 list(self.wanted.values()),
+                single=use if isinstance(self.module, nn.Embedding) and len(x) == 1 else None,
             )
         return (x, dy) if dim == 0 else (x.transpose(0, 1), dy.transpose(0, 1))
 
@@ -113,12 +125,13 @@ class _Arrived:
         self.key, self.rough = id(use), _half(dy)
 
     def gradients(self, batch: int) -> list[Tensor]:
-        return [self._use.layer.samples_first(self._x, self._dy, batch)[1]]
+        return [self._use.layer.samples_first(self._x, self._dy, batch, self._use)[1]]
 
     def turnable(self, batch: int) -> Layer | None:
         """The layer, if its samples may as well stand in the second dimension."""
         layer, ahead = self._use.layer, tuple(self._x.shape[:2])
-        return layer if layer.dim is None and ahead == (batch, batch) else None
+        sequence = layer.rule in FEATURES_LAST and self._dy.dim() > 2
+        return layer if layer.dim is None and sequence and ahead == (batch, batch) else None
 
     def factors(self, batch: int) -> dict[str, list[Factor]]:
         layer = self._use.layer
@@ -187,6 +200,9 @@ class _CallArrived:
     def __init__(self, use: CallUse, call: Call):
         self._use, self._call, self.key = use, call, id(use)
         self.rough = any(dy is not None and _half(dy) for dy in call.gradients)
+
+    def turnable(self, batch: int) -> None:
+        return None
 
     def gradients(self, batch: int) -> list[Tensor]:
         found = []
