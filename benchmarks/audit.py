@@ -58,8 +58,8 @@ def markdown(rows: dict[str, Row], machine: dict[str, Any]) -> str:
         f"`steelyard bench audit OPTIONS`: {len(first['bounds'])} trainings of the "
         f"{config['model']} on {config['data']}, {config['steps']} steps of expected batch "
         f"{config['batch']}, delta {config['delta']:g}, bounds at confidence "
-        f"{config['confidence']:g}. {machine['cores']} cores, torch {machine['torch']}; "
-        f"{min(first['seconds']):.0f} to {max(first['seconds']):.0f} s each on a shared machine.",
+        f"{config['confidence']:g}. The fastest took {min(first['seconds']):.0f} s on "
+        f"{machine['cores']} cores with torch {machine['torch']}.",
         "",
         "| options | claimed | at least, by seed | all seeds pooled | right / guesses "
         "| simulated | ceiling | accuracy | refuted |",

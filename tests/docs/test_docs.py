@@ -188,7 +188,18 @@ def test_paper_index_names_files_that_exist_and_no_method_is_missing():
     assert named
     for path in named:
         assert (ROOT / path).is_file(), path
-    folders = ("rows", "rules", "checks", "weightings", "filters", "steps", "surgery", "plans", "objectives", "dist")
+    folders = (
+        "rows",
+        "rules",
+        "checks",
+        "weightings",
+        "filters",
+        "steps",
+        "surgery",
+        "plans",
+        "objectives",
+        "dist",
+    )
     methods = [p for f in folders for p in ROOT.glob(f"src/steelyard/{f}/*.py") if p.stat().st_size]
     methods = [p for p in [*methods, *ROOT.glob("claims/*.py")] if p.name != "__init__.py"]
     missing = {name(path) for path in methods} - named

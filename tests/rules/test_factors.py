@@ -113,3 +113,12 @@ def test_parameters_add_up_and_mixed_types_go_to_the_wider():
     found = squared_norms([[one], [other]])
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 5000, 8192, 3_000_001])
+def test_the_norm_of_a_long_row_is_exact_to_float32(size):
+    rows = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    squares, norms = Dense(rows).norms()
+    truth = rows.double().square().sum(1)
+    assert ((squares.double() / truth) - 1).abs().max() < 2e-6
+    assert ((norms.double() / truth.sqrt()) - 1).abs().max() < 1e-6
