@@ -122,3 +122,13 @@ def test_the_norm_of_a_long_row_is_exact_to_float32(size):
     truth = rows.double().square().sum(1)
     assert ((squares.double() / truth) - 1).abs().max() < 2e-6
     assert ((norms.double() / truth.sqrt()) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 2048, 4097, 1_000_000, 3_145_728])
+def test_norms_of_long_rows_are_not_too_small(n):
+    """Summed one by one, a float32 norm of a million equal numbers loses more than 1e-4."""
+    rows = torch.full((2, n), 0.1) + 1e-3 * torch.rand(2, n)
+    truth = torch.linalg.vector_norm(rows.double(), dim=1)
+    for factor in (Dense(rows), Outer(rows[:, None], torch.ones(2, 1, 1), torch.Size((n, 1)))):
+        norms = factor.norms()[0].sqrt().double()
+        torch.testing.assert_close(norms, truth, rtol=1e-6, atol=0)

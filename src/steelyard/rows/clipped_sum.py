@@ -102,9 +102,11 @@ class _Group:
 def add_weighted(
     sums: dict[str, Tensor], factors: dict[str, list[Factor]], weights: Tensor
 ) -> None:
-    """sums[name] += sum_i w_i g_i for each parameter; the factors are consumed, to free memory."""
+    """sums[name] += sum_i w_i g_i for each parameter. The factors are consumed in the order of$
+    their arrival: the first holds most of the memory that can be given back."""
     while factors:
-        name, uses = factors.popitem()
+        name = next(iter(factors))
+        uses = factors.pop(name)
         total = weighted_sum(uses, weights)
         if name in sums:
             sums[name] += total

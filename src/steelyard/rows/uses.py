@@ -78,6 +78,7 @@ class Layer:
         dim = self.dim
         if dim is None:
             second = self.rule in FEATURES_LAST and dy.dim() > 2 and x.shape[1] == batch
+            second = second and not self.positions(x)  # [1, T] with T = B
             if second and x.shape[0] == batch:
                 dim = int(self.turned)
             else:
@@ -88,9 +89,13 @@ class Layer:
                 f"layer {self.path!r} saw an input of shape {list(x.shape)} where there are "
                 f"{batch} losses: the first dimension must be the sample",
                 list(self.wanted.values()),
-                single=use if isinstance(self.module, nn.Embedding) and len(x) == 1 else None,
+                single=use if self.positions(x) else None,
             )
         return (x, dy) if dim == 0 else (x.transpose(0, 1), dy.transpose(0, 1))
+
+    def positions(self, x: Tensor) -> bool:
+        """Whether these look like the ids of one row for the whole batch."""
+        return isinstance(self.module, nn.Embedding) and x.dim() == 2 and len(x) == 1
 
 
 class Use:
