@@ -211,6 +211,7 @@ def test_a_rule_without_a_bound_is_refused(run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_five_seeds_never_pass_the_claim_and_broken_noise_always_does():
     """The defaults: a CNN on 12,000 images."""
     for seed in range(5):
