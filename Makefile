@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
 
-.PHONY: run test test-slow test-all check venv format bench claims docs clean
+.PHONY: run test test-slow test-all check venv format bench exactness claims docs clean
 
 run: $(VENV)/.core
 	$(BIN)/steelyard train $(ARGS)
@@ -32,6 +32,9 @@ venv: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step_cost.py $(ARGS)
+
+exactness: $(VENV)/.dev
+	$(BIN)/python benchmarks/exactness.py --markdown benchmarks/exactness.md $(ARGS)
 
 claims: $(VENV)/.core
 	$(BIN)/steelyard claims $(ARGS)
