@@ -41,7 +41,8 @@ class MixedError(ValueError):
             "a sample's loss depends on other samples of the batch (a mean over all "
             "tokens? a batch statistic? a first dimension that is not the sample?): no "
             "sample has a gradient of its own, so none can be protected; make "
-            "losses[i] a function of sample i alone"
+            "losses[i] a function of sample i alone (or, if some length only equals the batch size "
+            "by chance, try another micro-batch size)"
         )
         self.keys = keys
 
