@@ -134,8 +134,9 @@ class Proof:
             tolerance = 5e-2 if rough else _TOLERANCE.get(gradient.dtype, 5e-2)
             size = float(gradient.norm())
             # gradients that are zero but for rounding (a key's bias under softmax) need a floor
+            floor = scale if gradient.dtype == torch.float64 else 1e-2 * scale
             error = float((sums[name] - gradient).norm())
-            if not error <= tolerance * max(size, 1e-2 * scale):
+            if not error <= tolerance * max(size, floor):
                 wrong[name] = error / max(size, 1e-30)
             elif size > 0:
                 self.shown.add(name)
