@@ -32,9 +32,7 @@ from steelyard.rows.proof import Difference, MixedError, Proof
 from steelyard.rows.reference import accumulator
 from steelyard.rows.uses import Arrival, BatchMismatchError, Layer
 
-BATCHES = (
-    3  # on which a kind is tried at once; then when it is met for the 4th, 8th, 16th, ... time
-)
+BATCHES = 3  # on which a kind is tried at once; then at its 4th, 8th, 16th, ... meeting
 LATE = 8  # how often a kind is tried because gradients have come to it after all
 MOVES = 8  # how often parameters may move up before the engine gives up
 
@@ -142,7 +140,7 @@ class Adaptation:
     ) -> set[int]:
         """The proof's; layers that saw [T, B, d] with T = B may turn out to be such."""
         try:
-            return self._proof.independence(losses, gradients) or set()
+            return self._proof.independence(losses, gradients)
         except MixedError as error:
             layers = [turnable[key] for key in error.keys if key in turnable]
             if len(layers) < len(error.keys):

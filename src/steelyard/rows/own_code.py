@@ -19,7 +19,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from steelyard.rows.reference import accumulator
-from steelyard.rows.uses import BatchMismatchError
+from steelyard.rows.uses import BatchMismatchError, half
 from steelyard.rules.factors import Dense, Factor
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FrameArrived:
     def __init__(self, frame: Frame, saved: tuple[Tensor, ...], came: list[Tensor | None]):
         self._frame, self._saved, self._came = frame, saved, came
         self.key = id(frame)
-        self.rough = any(g is not None and g.dtype in (torch.float16, torch.bfloat16) for g in came)
+        self.rough = any(g is not None and half(g) for g in came)
 
     def turnable(self, batch: int) -> None:
         return None

@@ -25,7 +25,7 @@ from torch.func import vjp, vmap
 from steelyard.rows.cuts import Reached, cut
 from steelyard.rows.own_code import twin
 from steelyard.rows.tape import Hook, Tape
-from steelyard.rows.uses import BatchMismatchError
+from steelyard.rows.uses import BatchMismatchError, half
 from steelyard.rules.factors import Dense, Factor
 
 TABLE = "relative_attention_bias"
@@ -128,7 +128,7 @@ class _Use:
 class _Arrived:
     def __init__(self, bias: Bias, key: int, dy: Tensor):
         self._bias, self.key = bias, key
-        self.rough = dy.dtype in (torch.float16, torch.bfloat16)
+        self.rough = half(dy)
         self._dy = dy.float() if self.rough else dy
 
     def turnable(self, batch: int) -> None:

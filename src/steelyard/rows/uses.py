@@ -127,7 +127,7 @@ class _Arrived:
 
     def __init__(self, use: Use, x: Tensor, dy: Tensor):
         self._use, self._x, self._dy = use, x, dy
-        self.key, self.rough = id(use), _half(dy)
+        self.key, self.rough = id(use), half(dy)
 
     def gradients(self, batch: int) -> list[Tensor]:
         return [self._use.layer.samples_first(self._x, self._dy, batch, self._use)[1]]
@@ -204,7 +204,7 @@ class _CallArrived:
 
     def __init__(self, use: CallUse, call: Call):
         self._use, self._call, self.key = use, call, id(use)
-        self.rough = any(dy is not None and _half(dy) for dy in call.gradients)
+        self.rough = any(dy is not None and half(dy) for dy in call.gradients)
 
     def turnable(self, batch: int) -> None:
         return None
@@ -253,5 +253,6 @@ def sample_dimension(module: nn.Module, output: int) -> int:
     return 0
 
 
-def _half(t: Tensor) -> bool:
+def half(t: Tensor) -> bool:
+    """Whether a tensor is of half precision."""
     return t.dtype in (torch.float16, torch.bfloat16)
