@@ -15,10 +15,12 @@ gradient is a type error for pyright and a `ValueError` at run time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,14 @@ class Clipped:
 
     `sensitivity` is the L2 distance by which adding or removing one sample moves the tensors
     together (R / B). Private: nothing but a `Mechanism` may read the tensors.
+
+    `raw`: the same sum with every row bounded by the rows' `raw_bound` instead, where that is set.
+    It has another sensitivity: only a mechanism that accounts for it (error feedback) may read it.
     """
 
     tensors: Sequence[Tensor]
     sensitivity: float
+    raw: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,31 @@ class Filter(Stateful, Protocol):
     """Post-processing over time: sum_s h_s (released gradient of step s)."""
 
     def filter(self, gradient: Noised) -> Noised: ...
+
+
+class Points(Protocol):
+    """Where gradients are evaluated, if elsewhere than at the parameters (a filter that looks
+    ahead)."""
+
+    def evaluations(self) -> Sequence[tuple[float, AbstractContextManager[None]]]:
+        """(weight, place) of each: rows are sum_k weight_k grad f(point_k; i), mixed before they
+        are clipped; the parameters are at point_k inside place_k and nowhere else."""
+        ...
+
+
+class Removable(Protocol):
+    """What `torch` returns for a registered hook."""
+
+    def remove(self) -> None: ...
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """A part of a chain that needs to know whom it works with; `attach` calls `connect` once."""
+
+    def connect(self, optimizer: Optimizer, rows: Any) -> Sequence[Removable]:
+        """Returns the hooks it registered: `detach()` removes them."""
+        ...
 
 
 class Step(Stateful, Protocol):

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steelyard.types import Accountant, Mechanism, Rows
+from steelyard.filters.chain import charges
+from steelyard.types import Accountant, Connected, Mechanism, Removable, Rows
 
 
 class Attached:
@@ -41,11 +42,19 @@ class Attached:
         self._rows, self._mechanism = rows, mechanism
         self._ledger, self._sampling_probability = ledger, sampling_probability
         self._written: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._handles: list[Removable] = [optimizer.register_step_pre_hook(self._before_step)]
+        try:
+            for part in getattr(mechanism, "parts", [mechanism]):
+                if isinstance(part, Connected):
+                    self._handles += part.connect(optimizer, rows)
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
-        """Remove the hook; the optimizer is as it was."""
-        self._handle.remove()
+        """Remove the hooks; the optimizer is as it was."""
+        for handle in self._handles:
+            handle.remove()
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -69,10 +78,8 @@ class Attached:
             gradient = self._rows.take()
             if self._ledger is not None:
                 assert self._sampling_probability is not None
-                self._ledger.charge(
-                    noise_multiplier=self._mechanism.noise_multiplier,
-                    sampling_probability=self._sampling_probability,
-                )
+                for sigma, q in charges(self._mechanism, self._sampling_probability):
+                    self._ledger.charge(noise_multiplier=sigma, sampling_probability=q)
             released = self._mechanism.privatise(gradient)
         except BaseException:
             for p in self._rows.parameters:

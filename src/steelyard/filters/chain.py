@@ -14,6 +14,14 @@ class Chain:
         self.mechanism, self.filters = mechanism, filters
 
     @property
+    def parts(self) -> list[Mechanism | Filter]:
+        """What may have a `connect` of its own."""
+        return [self.mechanism, *self.filters]
+
+    def charges(self, q: float) -> list[tuple[float, float]]:
+        return charges(self.mechanism, q)
+
+    @property
     def noise_multiplier(self) -> float:
         return self.mechanism.noise_multiplier
 
@@ -41,6 +49,13 @@ class Chain:
         self.mechanism.load_state_dict(state["mechanism"])
         for one, saved in zip(self.filters, state["filters"], strict=True):
             one.load_state_dict(saved)
+
+
+def charges(mechanism: Mechanism, q: float) -> list[tuple[float, float]]:
+    """(sigma, q) of everything that one step releases: one sub-sampled Gaussian, unless the
+    mechanism says otherwise (error feedback)."""
+    own = getattr(mechanism, "charges", None)
+    return [(mechanism.noise_multiplier, q)] if own is None else own(q)
 
 
 def chain(mechanism: Mechanism, *filters: Filter) -> Chain:

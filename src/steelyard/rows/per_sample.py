@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,10 +32,11 @@ from torch.nn.parallel import DistributedDataParallel
 from steelyard.rows.adaptation import Adaptation
 from steelyard.rows.clipped_sum import ClippedSum
 from steelyard.rows.groups import Groups
+from steelyard.rows.losses import Losses, check, evaluations
 from steelyard.rows.recording import Recording
-from steelyard.rows.reference import accumulator, per_row_gradients
+from steelyard.rows.reference import per_row_gradients
 from steelyard.rows.uses import Arrival
-from steelyard.types import Clipped, RowWeighting
+from steelyard.types import Clipped, Points, RowWeighting
 
 if TYPE_CHECKING:
     from steelyard.checks.findings import SelfCheck
@@ -93,8 +95,11 @@ class PerSample:
         self._names = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
             raise ValueError("the model has no trainable parameter: nothing to do in private")
-        self._sensitivity = weighting.bound / self.expected_batch
+        self.weighting, self._partition = weighting, (groups, shares)
+        self.points: Points | None = None  # where a filter wants the gradients evaluated
+        self.raw_bound: float | None = None  # `take` then brings `Clipped.raw`, bounded by this
         self._sum = ClippedSum(self._names, weighting, groups, shares, self.expected_batch)
+        self._into = self._sum  # where the rows of the backward in progress go
         self._armed = False
         self._batch = 0  # samples of the backward in progress
         self._see: Callable[[Arrival], None] = self._feed  # what becomes of arriving gradients
@@ -113,6 +118,11 @@ class PerSample:
         return list(self._names)
 
     @property
+    def sensitivity(self) -> float:
+        """R / B, of `take`."""
+        return self.weighting.bound / self.expected_batch
+
+    @property
     def engine(self) -> str:
         """`book-keeping`, or `reference` where that took over."""
         return "book-keeping" if self._fast else "reference"
@@ -122,46 +132,55 @@ class PerSample:
         """Whether a `backward` came since the last `take`."""
         return self._armed
 
-    def backward(self, losses: Tensor) -> None:
+    def backward(self, losses: Losses, *, into: ClippedSum | None = None) -> None:
         """Add the clipped rows of these losses [B] to the step's sums.
 
         losses[i] must be a function of sample i alone (for sequences: a sum or mean over its own
-        tokens), not divided by the batch size. Raises ValueError otherwise; the step's sums are
-        then dropped.
+        tokens), not divided by the batch size. A function that computes them may be given instead,
+        and must be where a filter looks ahead (`points`). into: a `new_sum` for the rows of public
+        samples; the step stays as it was. Raises ValueError otherwise; the step's sums are then
+        dropped.
         """
+        self._into = self._sum if into is None else into
+        self._sum.raw_bound = self.raw_bound
         try:
-            self._check(losses)
-            if len(losses) > 0:
-                self._batch = len(losses)
-                # norms and sums in float32 also where the caller computes in half precision
-                with torch.autocast(losses.device.type, enabled=False):
-                    due = self._adaptation.due(self._recording.uses, len(losses))
-                    self._add(losses, fast=self._try(losses) if due else self._fast)
-            self._armed = True
+            with closing(evaluations(losses, self.points)) as found:
+                for k, (weight, here, last) in enumerate(found):
+                    check(here, self._model, self._names)
+                    if len(here):
+                        self._recording.check(len(here))
+                        self._evaluate(weight, here, more=k > 0, last=last)
+            self._armed = self._armed or into is None
         except BaseException:
             self.discard()
+            if into is not None:
+                into.clear()
             raise
         finally:
             self._recording.clear()
+            self._into = self._sum
+
+    def new_sum(
+        self, *, expected_batch: float, weighting: RowWeighting | None = None
+    ) -> ClippedSum:
+        """An empty sum over the same parameters and groups, for `backward(..., into=sum)`: public
+        rows. weighting: the rows' own unless given."""
+        own = self.weighting if weighting is None else weighting
+        return ClippedSum(self._names, own, *self._partition, expected_batch)
 
     def take(self) -> Clipped:
         """The step's clipped mean; disarms. Raises FloatingPointError if a row was not finite."""
         if not self._armed:
             raise RuntimeError("no rows.backward(losses) since the last step")
-        finite, sums = self._sum.finite, self._sum.sums
+        taken = Clipped(self._sum.tensors(), self.sensitivity, self._sum.raw_tensors())
+        finite = self._sum.finite
         self.discard()
         if not finite:
             raise FloatingPointError(
                 "a sample's gradient is not finite (nan or inf): check the inputs, or lower the "
                 "learning rate; nothing was released"
             )
-        tensors = [
-            sums[name]
-            if name in sums
-            else torch.zeros(p.shape, dtype=accumulator(p), device=p.device)
-            for name, p in self._names.items()
-        ]
-        return Clipped(tensors, self._sensitivity)
+        return taken
 
     def discard(self) -> None:
         """Forget the sums since the last step."""
@@ -177,13 +196,13 @@ class PerSample:
         losses_of(*batch) -> losses [B], through the model. options: `steelyard.checks.self_check`.
         Model and generators are left as they were. Raises RuntimeError between backward and step.
         """
-        from steelyard.checks.self_check import check
+        from steelyard.checks import self_check
 
         if self._armed:
             raise RuntimeError("self_check between rows.backward and the step: call it before")
         try:
             with self._again() as twin:  # the check takes steps, and would use up the proof
-                return check(twin, self._model, losses_of, batch, **options)
+                return self_check.check(twin, self._model, losses_of, batch, **options)
         finally:
             self.discard()
 
@@ -200,29 +219,21 @@ class PerSample:
 
     # -- one backward ------------------------------------------------------------------------
 
-    def _check(self, losses: Tensor) -> None:
-        if losses.dim() != 1:
-            raise ValueError(
-                f"losses must have shape [B], one per sample; found {list(losses.shape)}: use "
-                'reduction="none" and average over each sample\'s own positions only'
-            )
-        if len(losses):
-            self._recording.check(len(losses))
-        if len(losses) and losses.grad_fn is None:
-            raise ValueError("losses do not depend on a trainable parameter (no grad_fn)")
-        now = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
-        names = now.keys() | self._names.keys()
-        changed = sorted(n for n in names if now.get(n) is not self._names.get(n))
-        if changed:
-            raise ValueError(
-                f"trainable parameters changed since the rows were made: {listed(changed)}; close "
-                "the rows and make new ones"
-            )
+    def _evaluate(self, weight: float, losses: Tensor, *, more: bool, last: bool) -> None:
+        """The rows of one evaluation, times its weight. more: they join those of another one."""
+        self._batch = len(losses)
+        # norms and sums in float32 also where the caller computes in half precision
+        with torch.autocast(losses.device.type, enabled=False):
+            due = self._adaptation.due(self._recording.uses, len(losses))
+            fast = self._try(losses) if due else self._fast
+            self._add(weight, losses, fast=fast, more=more, last=last)
+        self._recording.clear()
 
-    def _add(self, losses: Tensor, *, fast: bool) -> None:
+    def _add(self, weight: float, losses: Tensor, *, fast: bool, more: bool, last: bool) -> None:
         if fast:
-            self._sum.start(use.names for use in self._recording.uses)
-            self._pass(losses, torch.ones_like(losses), self._feed, retain=False)
+            feeds = (use.names for use in self._recording.uses)
+            self._into.start(feeds, more=more, last=last)
+            self._pass(losses, torch.full_like(losses, weight), self._feed, retain=False)
             if not self._seen:
                 raise ValueError(
                     "the losses reach no layer of the model that was recorded: compute them from a "
@@ -230,10 +241,11 @@ class PerSample:
                     "with use_reentrant=False)"
                 )
         else:
-            rows = per_row_gradients(losses, self.parameters)
-            self._sum.start([self._names])
-            self._sum.arrive({name: [row] for name, row in zip(self._names, rows, strict=True)})
-        self._sum.finish()
+            rows = per_row_gradients(losses * weight, self.parameters)
+            self._into.start([self._names], more=more, last=last)
+            self._into.arrive({name: [row] for name, row in zip(self._names, rows, strict=True)})
+        if last:
+            self._into.finish()
 
     def _pass(
         self, losses: Tensor, weights: Tensor, see: Callable[[Arrival], None], *, retain: bool
@@ -253,7 +265,7 @@ class PerSample:
 
     def _feed(self, arrival: Arrival) -> None:
         self._adaptation.arrived(arrival, self._batch)
-        self._sum.arrive(arrival.factors(self._batch))
+        self._into.arrive(arrival.factors(self._batch))
 
     def _try(self, losses: Tensor) -> bool:
         """A batch with something new: whether it may go through the fast rules."""
@@ -282,8 +294,3 @@ class PerSample:
             f"{reason}: the reference engine takes over, one backward pass per sample (slow, exact)"
         )
         self._fast = False
-
-
-def listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

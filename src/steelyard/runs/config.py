@@ -13,6 +13,11 @@ from steelyard.runs.trackers import TRACKERS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "linear", "cosine")
+SWITCHES = ("reset-m", "reset-v", "keep", "reset-all")
+STOPS = ("share", "validation", "curvature")
+_POSITIVE = (
+    *("epochs", "steps", "batch", "micro_batch", "lr", "length", "public_batch", "public_lr"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class TrainConfig:
     noise: str = "gaussian"  # or grid: safe against attacks on the low bits
     clip: str = "auto-s"
     groups: str = "all"
+    filters: tuple[str, ...] = ()  # in this order behind the noise: doppler:0.9, disk:0.7, dice:1
     strict: bool = False
     replace_batchnorm: bool = False
 
@@ -56,6 +62,16 @@ class TrainConfig:
     warmup: int = 0  # steps
     average: float | None = None
 
+    public_data: str | None = None  # public samples beside the private ones, or
+    public_part: float | None = None  # a share of the training data that is declared public
+    public_batch: int = 128
+    public_weight: str | None = None  # of the public gradient: 0.3, samples, cosine, optimal
+    public_first: float = 0.0  # share of the steps that are public training, before the private
+    public_lr: float | None = None  # in those steps; default: lr
+    public_stop: str = "share"  # or validation, curvature: end the public steps early
+    at_switch: str = "reset-m"  # the optimizer's state behind them
+    reschedule: bool = False  # begin the learning-rate schedule again at the switch
+
     device: str = "auto"
     seed: int = 0
     noise_seed: int | None = None
@@ -64,7 +80,9 @@ class TrainConfig:
     tracker: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch", "micro_batch", "lr", "length"):
+        object.__setattr__(self, "filters", tuple(self.filters))  # a list, read from JSON
+        self._check_public()
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{_flag(name)} must be positive, found {value}")
@@ -95,6 +113,37 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{_flag(name)} must be at least 1 step, found {value}")
+
+    def _check_public(self) -> None:
+        for name in ("public_part", "public_first"):
+            value = getattr(self, name)
+            most = 1.0 if name == "public_first" and not self.private else math.nextafter(1, 0)
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(
+                    f"--{_flag(name)} must be in [0, 1), found {value}: it is a share, and some must "
+                    "be left for the private part (only public data: --no-privacy --public-first 1)"
+                )
+        _choice("at_switch", self.at_switch, SWITCHES)
+        _choice("public_stop", self.public_stop, STOPS)
+        if self.public_data is not None and self.public_part is not None:
+            raise ValueError(
+                f"--public-data {self.public_data} and --public-part {self.public_part}: give one"
+            )
+        if (self.public_weight is not None or self.public_first) and not self.has_public:
+            wanted = "public-weight" if self.public_weight is not None else "public-first"
+            raise ValueError(
+                f"--{wanted} needs public samples: give --public-data or --public-part"
+            )
+        for name in ("filters", "public_weight"):
+            if getattr(self, name) and not self.private:
+                flag = "filter" if name == "filters" else "public-weight"
+                raise ValueError(
+                    f"--{flag} works on privatised gradients, and this run has no privacy: drop it"
+                )
+
+    @property
+    def has_public(self) -> bool:
+        return self.public_data is not None or bool(self.public_part)
 
     @property
     def private(self) -> bool:
