@@ -60,6 +60,12 @@ def train(
     groups: Annotated[
         str | None, typer.Option(help="all, layer, parameter, a number of blocks, or patterns")
     ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="behind the noise, repeatable: doppler:0.9, disk:0.7, dice:1,..."
+        ),
+    ] = None,
     strict: Annotated[
         bool | None, typer.Option("--strict", help="refuse the slow reference engine")
     ] = None,
@@ -77,6 +83,29 @@ def train(
     schedule: Annotated[str | None, typer.Option(help="constant, linear, cosine")] = None,
     warmup: Annotated[int | None, typer.Option(help="steps of linear warm-up")] = None,
     average: Annotated[float | None, typer.Option(help="decay of a weight average")] = None,
+    public_data: Annotated[
+        str | None, typer.Option(help="public samples beside the private: as --data")
+    ] = None,
+    public_part: Annotated[
+        float | None, typer.Option(help="or a share of the training data, declared public")
+    ] = None,
+    public_batch: Annotated[int | None, typer.Option(help="public samples per step")] = None,
+    public_weight: Annotated[
+        str | None, typer.Option(help="of the public gradient: 0.3, samples, cosine, optimal")
+    ] = None,
+    public_first: Annotated[
+        float | None, typer.Option(help="share of the steps trained on public samples, first")
+    ] = None,
+    public_lr: Annotated[float | None, typer.Option(help="in those steps; default: lr")] = None,
+    public_stop: Annotated[
+        str | None, typer.Option(help="end them early by: validation, curvature (share: never)")
+    ] = None,
+    at_switch: Annotated[
+        str | None, typer.Option(help="optimizer state then: reset-m, reset-v, keep, reset-all")
+    ] = None,
+    reschedule: Annotated[
+        bool | None, typer.Option("--reschedule", help="begin the schedule again there")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
     seed: Annotated[int | None, typer.Option(help="of the weights; never of the noise")] = None,
     noise_seed: Annotated[
@@ -97,7 +126,7 @@ def train(
     given = {
         name: value
         for name, value in locals().items()
-        if value is not None and (value is not False or name == "baseline")
+        if value not in (None, []) and (value is not False or name == "baseline")
     }
     if resume is not None:
         _resume(resume, [name for name in given if name != "resume"])

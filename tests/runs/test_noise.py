@@ -15,7 +15,7 @@ from steelyard.report.summary import summarize
 from steelyard.report.words import release
 from steelyard.runs.config import TrainConfig
 from steelyard.runs.ledger import NOISES, Ledger
-from steelyard.runs.loop import MECHANISMS
+from steelyard.runs.private import MECHANISMS
 
 PLAN = plan_privacy(n=1000, batch=100, steps=5, noise_multiplier=3.0, accountant="rdp")
 
@@ -69,7 +69,7 @@ def test_a_run_on_the_grid_resumes_bit_for_bit(new_training, carry_out, tmp_path
         return new_training(noise="grid", epsilon=4.0, **changes)
 
     whole = training()
-    assert isinstance(whole.mechanism, GridGaussian)
+    assert isinstance(whole.private.mechanism.mechanism, GridGaussian)
     wanted = carry_out(whole, tmp_path / "whole")
     half = training()
     half.steps = 3

@@ -4,11 +4,18 @@ A claim is claims/<name>.py with a function `run() -> dict` that returns one row
 claims/<name>.json, the committed row:
 
     paper, claim, topic, published, setting, numbers, baselines, seeds, verdict, cost_s, command
+
+A comparison of arms has more: comparisons, and table, a list of data, arm, epsilon, mean, sd,
+seeds, lr and values. Then `run` takes the pool that trains, and a constant TOPIC in the recipe says
+to which topic it belongs before it was ever run; the rows of a topic are shown as one table, with
+one plot beside it in claims/<topic>.png, and both in claims/<topic>.md.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import json
 import tempfile
 import time
@@ -22,13 +29,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from steelyard.runs.config import TrainConfig
+    from steelyard.runs.pool import Pool
     from steelyard.runs.problem import Problem
 
-VERDICTS = ("holds", "partly", "not here")
+VERDICTS = ("holds", "partly", "within noise", "fails", "not here")
 FIELDS = (
     *("paper", "claim", "topic", "published", "setting", "numbers", "baselines"),
     *("seeds", "verdict", "cost_s", "command"),
 )
+ENTRY = ("data", "arm", "epsilon", "mean", "sd", "seeds", "lr", "values")
 
 
 def folder() -> Path:
@@ -56,8 +65,11 @@ def committed(name: str | None = None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Run a claim's recipe again and write its result. Raises ValueError for an unknown name."""
+def measure(name: str, pool: Pool | None = None) -> dict[str, Any]:
+    """Run a claim's recipe again and write its result. Raises ValueError for an unknown name.
+
+    pool: what trains the arms of a comparison; default: two processes, cache in runs/claims.
+    """
     path = folder() / f"{name}.py"
     if not path.is_file():
         known = [p.stem for p in folder().glob("*.py")]
@@ -69,46 +81,138 @@ def measure(name: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     began = time.monotonic()
-    row = module.run() | {"command": f"steelyard claims {name} --run"}
-    row["cost_s"] = round(time.monotonic() - began, 1)
+    if inspect.signature(module.run).parameters:
+        from steelyard.runs.pool import Pool
+
+        row = module.run(pool or Pool())
+    else:
+        row = module.run()
+    row["command"] = f"steelyard claims {name} --run"
+    # runs that are already in the cache cost what they cost when they were trained
+    row.setdefault("cost_s", round(time.monotonic() - began, 1))
     _check(row, path)
     write_atomically(path.with_suffix(".json"), json.dumps(row, indent=1) + "\n")
     return row
 
 
-def accuracy(config: TrainConfig, problem: Problem | None = None) -> float:
+def accuracy(config: TrainConfig, problem: Problem | None = None, *, quiet: bool = False) -> float:
     """Test accuracy in % of these settings, trained in a temporary folder: what recipes share.
 
     problem: the data and the fresh model, where they are not just those that the settings name.
+    quiet: show no progress.
     """
+    from rich.console import Console
+
     from steelyard.runs.events import Events
     from steelyard.runs.loop import Training
-    from steelyard.runs.preview import plan_for
+    from steelyard.runs.pool import plan_of
     from steelyard.runs.problem import make_problem
     from steelyard.runs.progress import RunProgress
 
     problem = problem or make_problem(config)
-    plan, steps = plan_for(config, problem.n)
+    plan, steps = plan_of(config, problem.n)
     config = config.replace(evaluate_every=steps, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as name:
         training = Training(problem, config, plan, steps, run_id="claim")
         with (
             Events(Path(name) / "events.jsonl") as events,
-            RunProgress(steps, plan is not None) as progress,
+            RunProgress(steps, plan is not None, Console(stderr=True, quiet=quiet)) as progress,
         ):
             return 100 * training.run(Path(name), events, progress)["accuracy"]
 
 
-def show(name: str | None, *, run: bool, as_json: bool, console: Console) -> None:
-    """Print the rows, after measuring them again if `run`."""
-    rows = {key: measure(key) for key in _runnable(name)} if run else committed(name)
+def show(
+    name: str | None,
+    *,
+    run: bool,
+    as_json: bool,
+    console: Console,
+    cache: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Print the rows, after measuring them again if `run`; then tables and plots are written too.
+
+    cache, workers: of the pool that trains the arms of comparisons.
+    """
+    if run:
+        pool = _pool(cache, workers)
+        rows = {key: measure(key, pool) for key in _runnable(name)}
+    else:
+        rows = committed(name)
+    written = [path for topic in _topics(rows) if (path := _write(topic, again=run))]
     if as_json:
         console.file.write(json.dumps(list(rows.values()), indent=1) + "\n")
         return
     if not rows:
         console.print("no claim has a committed result yet")
         return
-    from rich.markup import escape
+    if all(row.get("table") for row in rows.values()):
+        _print_arms(rows, console)
+    else:
+        _print_rows(rows, console)
+    for path in written:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _pool(cache: Path | None, workers: int | None) -> Pool:
+    from steelyard import terminal
+    from steelyard.runs.pool import CACHE, WORKERS, Pool
+
+    return Pool(
+        cache=CACHE if cache is None else cache,
+        workers=WORKERS if workers is None else workers,
+        say=terminal.line,
+    )
+
+
+def _topics(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Topics of the rows that have a table."""
+    return list(dict.fromkeys(row["topic"] for row in rows.values() if row.get("table")))
+
+
+def _write(topic: str, *, again: bool) -> Path:
+    """claims/<topic>.png, and .md beside it, from all committed rows of the topic."""
+    from steelyard.report.claims import markdown, png
+
+    path = folder() / f"{topic}.png"
+    if again or not path.is_file():
+        rows = {k: row for k, row in committed().items() if row["topic"] == topic}
+        write_atomically(path.with_suffix(".md"), markdown(rows, topic))
+        write_atomically(path, png(rows))
+    return path
+
+
+def _print_arms(rows: dict[str, dict[str, Any]], console: Console) -> None:
+    from rich.table import Table
+
+    from steelyard.report.claims import budgets, head, lines
+
+    columns = budgets(rows)
+    title = "test accuracy in %, mean ± sd over seeds (learning rate)"
+    table = Table(title=title, title_justify="left")
+    for column in ("arm", *map(head, columns)):
+        table.add_column(column, overflow="fold")
+    last = None
+    for data, arm, cells in lines(rows):
+        if data != last:
+            table.add_section()
+            table.add_row(f"[bold]{data}[/bold]")
+            last = data
+        table.add_row(_escaped(arm), *(cells.get(one, "") for one in columns))
+    console.print(table)
+    for key, row in rows.items():
+        console.print(
+            f"[bold]{key}[/bold]: {_escaped(row['claim'])}: [bold]{row['verdict']}[/bold]"
+        )
+        deciding = [one for one in row.get("comparisons", ()) if one["decides"]]
+        for one in deciding:
+            where = f"{one['data']}, {head(one['epsilon'])}"
+            text = f"  {where}: {one['method']} - {one['baseline']}: {one['difference']:+.2f} ± "
+            text += f"{one['error']:.2f}, p {one['p']:.3f}: {one['finding']}"
+            console.print(text, markup=False, highlight=False)
+
+
+def _print_rows(rows: dict[str, dict[str, Any]], console: Console) -> None:
     from rich.table import Table
 
     table = Table(title="claims", show_lines=True)
@@ -116,9 +220,15 @@ def show(name: str | None, *, run: bool, as_json: bool, console: Console) -> Non
         table.add_column(column, overflow="fold")
     for key, row in rows.items():
         numbers = "\n".join(f"{what}: {value}" for what, value in row["numbers"].items())
-        title = f"{escape(row['claim'])}\n[dim]{escape(row['paper'])}; {key}[/dim]"
-        table.add_row(title, escape(str(row["published"])), escape(numbers), row["verdict"])
+        title = f"{_escaped(row['claim'])}\n[dim]{_escaped(row['paper'])}; {key}[/dim]"
+        table.add_row(title, _escaped(str(row["published"])), _escaped(numbers), row["verdict"])
     console.print(table)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _runnable(name: str | None) -> list[str]:
@@ -126,7 +236,21 @@ def _runnable(name: str | None) -> list[str]:
     recipes = sorted(path.stem for path in folder().glob("*.py"))
     if name is None:
         return recipes
-    return [name] if name in recipes else list(committed(name))
+    if name in recipes:
+        return [name]
+    of_topic = [one for one in recipes if _topic(folder() / f"{one}.py") == name]
+    measured = [key for key, row in committed().items() if row["topic"] == name]
+    return sorted({*of_topic, *measured}) or list(committed(name))
+
+
+def _topic(recipe: Path) -> str | None:
+    """What the recipe calls TOPIC, read without running it."""
+    for node in ast.parse(recipe.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if "TOPIC" in names:
+                return str(node.value.value)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -146,3 +270,12 @@ def _check(row: object, path: Path) -> None:
         raise ValueError(f"{path.name} is not a claim's result: no {', '.join(missing)}")
     if row["verdict"] not in VERDICTS:
         raise ValueError(f"{path.name}: verdict {row['verdict']!r} is not one of {VERDICTS}")
+    for entry in row.get("table", ()):
+        absent = [field for field in ENTRY if field not in entry]
+        if absent:
+            raise ValueError(f"{path.name}: a line of its table has no {', '.join(absent)}")
+        if len(entry["values"]) != len(entry["seeds"]):
+            raise ValueError(
+                f"{path.name}: {entry['arm']!r} has {len(entry['values'])} values for "
+                f"{len(entry['seeds'])} seeds"
+            )

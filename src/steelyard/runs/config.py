@@ -120,8 +120,8 @@ class TrainConfig:
             most = 1.0 if name == "public_first" and not self.private else math.nextafter(1, 0)
             if value is not None and not 0 <= value <= most:
                 raise ValueError(
-                    f"--{_flag(name)} must be in [0, 1), found {value}: it is a share, and some must "
-                    "be left for the private part (only public data: --no-privacy --public-first 1)"
+                    f"--{_flag(name)} must be in [0, 1), found {value}: it is a share, and some "
+                    "must stay private (only public data: --no-privacy --public-first 1)"
                 )
         _choice("at_switch", self.at_switch, SWITCHES)
         _choice("public_stop", self.public_stop, STOPS)
@@ -153,7 +153,7 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"filters": list(self.filters)}  # as JSON has it
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:

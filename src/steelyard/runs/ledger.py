@@ -46,6 +46,7 @@ class Ledger:
         self._granted: dict[Key, int] = {}  # size of the last block reserved
         self._public: list[str] = []
         self._unprotected: list[str] = []
+        self._assumed: list[str] = []
 
     @property
     def steps(self) -> int:
@@ -122,6 +123,11 @@ class Ledger:
         """Say in the report that `what` of the private data was shown without noise."""
         if what not in self._unprotected:
             self._unprotected.append(what)
+
+    def note_assumption(self, what: str) -> None:
+        """Say in the report that the guarantee rests on `what` too; not part of the state."""
+        if what not in self._assumed:
+            self._assumed.append(what)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, JSON-able; the round trip is exact."""
@@ -217,6 +223,7 @@ class Ledger:
             "Only this run is counted: runs made to choose hyper-parameters on the same data "
             "are not charged.",
             NOISES[self.noise],
+            *self._assumed,
         ]
         if spent == math.inf:
             said.append("At least one step had no noise: there is no privacy guarantee.")

@@ -1,6 +1,9 @@
 """The one training loop: private or not, micro-batched, evaluated, logged, checkpointed, resumable.
 
-    for step in steps:
+    for step in public steps, if any:
+        public batch -> losses.mean().backward(), optimizer.step()
+    the optimizer's state is carried over, the rows are connected
+    for step in the others:
         actions that are due at this step
         Poisson batch -> micro-batches -> rows.backward(losses)   (not private: losses.backward())
         optimizer.step()                                          (hook: pay, noise, filter)
@@ -21,32 +24,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from steelyard.filters.attach import attach
-from steelyard.filters.gaussian import Gaussian
-from steelyard.filters.grid import GridGaussian
+from steelyard.plans.pretraining import split_steps
 from steelyard.plans.privacy import PrivacyPlan
-from steelyard.rows.per_sample import PerSample
-from steelyard.rows.sampling import PoissonSampler, microbatches
+from steelyard.rows.sampling import PoissonSampler
 from steelyard.runs.checkpoint import (
     load_checkpoint,
     random_states,
     restore_random_states,
     save_checkpoint,
 )
-from steelyard.runs.config import TrainConfig, parse_groups
+from steelyard.runs.config import TrainConfig
 from steelyard.runs.events import Events
+from steelyard.runs.gradients import Gradients
 from steelyard.runs.interrupt import Interrupted, interruptible
-from steelyard.runs.ledger import Ledger
 from steelyard.runs.optimizers import make_optimizer, rate
+from steelyard.runs.private import PrivateSide
 from steelyard.runs.problem import Problem
 from steelyard.runs.progress import RunProgress
-from steelyard.weightings.clip import parse_clip
-
-MECHANISMS = {"gaussian": Gaussian, "grid": GridGaussian}
+from steelyard.runs.public import PublicPhase
+from steelyard.steps.switch import carry_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +85,64 @@ class Training:
             else None
         )
         self.optimizer = make_optimizer(config, self.model)
-        self.schedule = LambdaLR(self.optimizer, lambda step: rate(config, step, steps))
+        first = split_steps(steps, config.public_first)[0] if plan is None else steps - plan.steps
+        self.phase = PublicPhase(problem, config, plan, first) if problem.n_public else None
+        self.schedule = LambdaLR(self.optimizer, self._rate)
         self.expected_batch = float(config.batch)
-        seed = config.noise_seed
         self.sampler = PoissonSampler(
             problem.n,
             config.batch / problem.n,
-            steps,
+            steps - first,
             # without privacy, who takes part is no secret: the run's seed decides
-            seed=config.seed if plan is None else seed,
+            seed=config.seed if plan is None else config.noise_seed,
         )
-        self.rows, self.mechanism, self.ledger = None, None, None
-        if plan is not None:
-            clip = parse_clip(config.clip)
-            if math.isinf(clip.bound):
-                raise ValueError(f"--clip {config.clip} bounds nothing: give a bound, as in flat:1")
-            self.rows = PerSample(
-                self.model,
-                clip,
-                expected_batch=self.expected_batch,
-                groups=parse_groups(config.groups),
-                strict=config.strict,
-            )
-            self.mechanism = MECHANISMS[config.noise](plan.noise_multiplier, seed=seed)
-            if isinstance(
-                self.mechanism, GridGaussian
-            ):  # refuses now what it would at the first step
-                self.mechanism.spacing(clip.bound / self.expected_batch, self.sizes[1])
-            self.ledger = Ledger(plan)
-            self.ledger.noise = config.noise
-            self.ledger.noise_seeded_by_user = seed is not None
-            self.ledger.note_public("test loss and accuracy: the test set is treated as public")
-            for note in problem.public:
-                self.ledger.note_public(note)
-            attach(self.optimizer, self.rows, self.mechanism, ledger=self.ledger)
+        self.private = None if plan is None else PrivateSide(problem, config, plan, self.model)
+        self.rows = None if self.private is None else self.private.rows
+        self.ledger = None if self.private is None else self.private.ledger
+        self.gradients = Gradients(
+            problem, self.model, config, self.sampler, self.private, self.phase
+        )
+        self._public = self.phase is not None and first > 0
+        if not self._public:
+            self._connect()
+
+    @property
+    def public_steps(self) -> int:
+        """Steps on public samples alone, before all others."""
+        return 0 if self.phase is None else self.phase.steps
+
+    def _rate(self, step: int) -> float:
+        config, first = self.config, self.public_steps
+        if not config.reschedule:
+            factor = rate(config, step, self.steps)
+        elif step < first:
+            factor = rate(config, step, first)
+        else:
+            factor = rate(config, step - first, self.steps - first)
+        own = config.public_lr is not None and step < first
+        return factor * (config.public_lr or 0.0) / config.lr if own else factor
+
+    def _connect(self) -> None:
+        if self.private is not None:
+            self.private.connect(self.optimizer)
+        self._public = False
+
+    def _switch(self, events: Events) -> None:
+        """From the public steps to the others, where a rule may have cut the former short."""
+        assert self.phase is not None
+        if not self.phase.over(self.step, self.model):
+            return
+        self.steps = self.phase.steps + self.sampler.steps
+        carried = carry_over(self.optimizer, self.config.at_switch)
+        for group, lr in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = lr * self._rate(self.step)
+        events.emit("phase", self.step, name=f"private, {carried}")
+        self._connect()
 
     @property
     def engine(self) -> str:
         """What makes the gradients."""
-        return self.rows.engine if self.rows is not None else "autograd"
+        return "autograd" if self.rows is None else self.rows.engine
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -154,6 +173,8 @@ class Training:
         seen, busy, speed = 0.0, 0.0, 0.0
         with interruptible() as pressed:
             while self.step < self.steps:
+                if self._public:
+                    self._switch(events)
                 self._act(events)
                 lr, began = self.optimizer.param_groups[0]["lr"], time.monotonic()
                 samples, loss = self._one_step()
@@ -161,7 +182,7 @@ class Training:
                 took = time.monotonic() - began
                 seen, busy, self.seconds = seen + samples, busy + took, self.seconds + took
                 last = self.step == self.steps
-                epsilon = self.plan.spent(self.step) if self.plan else None
+                epsilon = self.spent()
                 if log := self.step % log_every == 0 or last:
                     speed, seen, busy = seen / max(busy, 1e-9), 0.0, 0.0
                     events.emit(
@@ -183,8 +204,9 @@ class Training:
                         **measured,
                     )
                 if log:
+                    shown = loss if self.plan is None else None
                     progress.update(
-                        self.step, speed, epsilon, loss, accuracy=measured.get("accuracy")
+                        self.step, speed, epsilon, shown, accuracy=measured.get("accuracy")
                     )
                 stop = pressed.is_set()
                 if self.step % checkpoint_every == 0 or last or stop:
@@ -193,6 +215,12 @@ class Training:
                     events.emit("interrupt", self.step)
                     raise Interrupted(self.step)
         return measured or self.evaluate()  # nothing was left to do after a resume
+
+    def spent(self) -> float | None:
+        """Epsilon of the private steps so far, as the plan has it; None without privacy."""
+        if self.plan is None:
+            return None
+        return self.plan.spent(max(0, self.step - self.public_steps))
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy (perplexity for language) of the released model on the test set."""
@@ -209,16 +237,12 @@ class Training:
 
         Under privacy neither leaves this function: the size is the expected one, the loss None.
         """
-        indices = self.sampler.draw()
-        total = 0.0
-        for piece in microbatches(indices, self.config.micro_batch):
-            if self.rows is not None:
-                self.rows.backward(self._losses(piece))
-            elif len(piece):
-                losses = self._losses(piece)
-                (losses.sum() / self.expected_batch).backward()
-                total += float(losses.detach().sum())
-        if self.rows is None and not math.isfinite(total):
+        gradients = self.gradients
+        if self._public:
+            size, loss = gradients.public()
+        else:
+            size, loss = gradients.private() if self.private is not None else gradients.plain()
+        if loss is not None and not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is not finite at step {self.step}: lower --lr (now {self.config.lr})"
             )
@@ -227,15 +251,7 @@ class Training:
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        if self.rows is not None:
-            return self.expected_batch, None
-        return len(indices), total / max(len(indices), 1)
-
-    def _losses(self, piece: Tensor) -> Tensor:
-        if len(piece) == 0:  # an empty batch arms the step; no model needs to accept it
-            return torch.zeros(0, device=self.problem.device)
-        x, y = self.problem.batch(piece)
-        return self.problem.losses(self.model, x, y)
+        return size, loss
 
     def states(self) -> dict[str, Any]:
         """All but the model's tensors: what `resume` needs to go on bit for bit."""
@@ -244,8 +260,9 @@ class Training:
             "schedule": self.schedule.state_dict(),
             "sampler": self.sampler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "mechanism": None if self.mechanism is None else self.mechanism.state_dict(),
-            "ledger": None if self.ledger is None else self.ledger.state_dict(),
+            "private": None if self.private is None else self.private.state_dict(),
+            "public": None if self.phase is None else self.phase.state_dict(),
+            "in_public": self._public,
             "random": random_states(),
             "seconds": self.seconds,
         }
@@ -270,8 +287,12 @@ class Training:
         self.sampler.load_state_dict(states["sampler"])
         if self.average is not None:
             self.average.load_state_dict(states["average"])
-        if self.mechanism is not None and self.ledger is not None:
-            self.mechanism.load_state_dict(states["mechanism"])
-            self.ledger.load_state_dict(states["ledger"])
+        if self.phase is not None:
+            self.phase.load_state_dict(states["public"])
+            self.steps = self.phase.steps + self.sampler.steps
+        if self._public and not states["in_public"]:
+            self._connect()
+        if self.private is not None:
+            self.private.load_state_dict(states["private"])
         self.step, self.seconds = saved.step, states["seconds"]
         return [*saved.notices, *restore_random_states(states["random"])]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from steelyard.data import Table
+from steelyard.plans.pretraining import split_steps
 from steelyard.plans.privacy import PrivacyPlan, plan_privacy
 from steelyard.runs.config import TrainConfig, parse_groups
 from steelyard.runs.loop import Training
@@ -31,7 +32,10 @@ class Preview:
 
 
 def plan_for(config: TrainConfig, n: int) -> tuple[PrivacyPlan | None, int]:
-    """The privacy plan (None without privacy) and the number of steps."""
+    """The privacy plan (None without privacy) and the number of steps, public ones included.
+
+    The plan is for the private phase alone.
+    """
     if not config.private:
         if config.batch > n:
             raise ValueError(
@@ -42,16 +46,27 @@ def plan_for(config: TrainConfig, n: int) -> tuple[PrivacyPlan | None, int]:
         assert config.epochs is not None
         # as `plan_privacy` counts them
         return None, max(1, math.ceil(config.epochs * n / config.batch - 1e-9))
+    epochs, steps, public = config.epochs, config.steps, 0
+    if config.public_first:
+        if steps is None:
+            assert epochs is not None
+            steps = max(1, math.ceil(epochs * n / config.batch - 1e-9))
+        public, steps = split_steps(steps, config.public_first)
+        if not steps:
+            raise ValueError(
+                f"--public-first {config.public_first:g} leaves no private step: use less"
+            )
+        epochs = None
     plan = plan_privacy(
         n=n,
         batch=config.batch,
-        steps=config.steps,
-        epochs=config.epochs,
+        steps=steps,
+        epochs=epochs,
         epsilon=config.epsilon,
         delta=config.delta,
         accountant=config.accountant,
     )
-    return plan, plan.steps
+    return plan, public + plan.steps
 
 
 def preview(config: TrainConfig, table: Table | None = None) -> Preview:

@@ -28,6 +28,7 @@ from steelyard.data import Table, load
 from steelyard.data.suggest import did_you_mean
 from steelyard.models import Task
 from steelyard.runs.config import TrainConfig
+from steelyard.runs.separate import separate
 
 BYTES = 257  # 256 byte values and the padding
 PADDING = 256
@@ -51,6 +52,9 @@ class Problem:
     test_y: Tensor | None
     device: torch.device
     padding: int = -1
+    public_x: Tensor | None = None  # public training samples, alike; public_y their labels
+    public_y: Tensor | None = None
+    public_source: str = ""
     public: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
 
@@ -58,9 +62,18 @@ class Problem:
     def n(self) -> int:
         return len(self.train_x)
 
+    @property
+    def n_public(self) -> int:
+        return 0 if self.public_x is None else len(self.public_x)
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of these training samples, on the device."""
         return self._inputs(self.train_x, self.train_y, indices)
+
+    def public_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these public samples, on the device."""
+        assert self.public_x is not None
+        return self._inputs(self.public_x, self.public_y, indices)
 
     def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """One loss per sample, a function of that sample alone: [B]."""
@@ -121,19 +134,21 @@ def make_problem(config: TrainConfig, table: Table | None = None) -> Problem:
     """
     device = choose_device(config.device)
     table = table or read_table(config)
+    table, beside = separate(config, table)
     task = _task(table, config)
     model, tokenizer = _model(config, task)
     public: list[str] = []
     assumptions: list[str] = []
+    parts = [table.train_x, table.test_x, *([] if beside is None else [beside.train_x])]
     padding = -1
     if table.kind == "text":
-        train_x, padding = _tokens(table.train_x, task, tokenizer)
-        test_x, _ = _tokens(table.test_x, task, tokenizer)
+        tokens = [_tokens(part, task, tokenizer) for part in parts]
+        arrays, padding = [ids for ids, _ in tokens], tokens[0][1]
         if task.kind == "language":
             unit = f"a chunk of {config.length} tokens, not a whole document"
             assumptions.append(f"One sample, the unit that is protected, is {unit}.")
     else:
-        train_x, test_x = _array(table, table.train_x), _array(table, table.test_x)
+        arrays = [_array(table, part) for part in parts]
         public.append(_SCALED[table.kind])
     labelled = task.kind != "language"
     if task.kind == "image":  # pooling and convolutions are up to twice as fast in this layout
@@ -141,15 +156,23 @@ def make_problem(config: TrainConfig, table: Table | None = None) -> Problem:
     return Problem(
         model=model.to(device),
         task=task,
-        train_x=train_x,
+        train_x=arrays[0],
         train_y=torch.tensor(table.train_y) if labelled else None,
-        test_x=test_x,
+        test_x=arrays[1],
+        public_x=None if beside is None else arrays[2],
+        public_y=None if beside is None or not labelled else torch.tensor(beside.train_y),
+        public_source="" if beside is None else _public_source(config, beside),
         test_y=torch.tensor(table.test_y) if labelled else None,
         device=device,
         padding=padding,
         public=public,
         assumptions=assumptions,
     )
+
+
+def _public_source(config: TrainConfig, beside: Table) -> str:
+    part = f"a share of {config.public_part:g} of the training data" if config.public_part else ""
+    return part or beside.source
 
 
 def choose_device(name: str) -> torch.device:

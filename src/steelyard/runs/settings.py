@@ -72,6 +72,7 @@ def settle(settings: Mapping[str, Any], *, private: bool) -> Settled:
     if "batch" not in given:
         config = config.replace(batch=_fitting(config, table))
     unprotected = {"epsilon": None, "delta": None, "noise": "gaussian", "noise_seed": None}
+    unprotected |= {"filters": (), "public_weight": None}
     twin = config.replace(**unprotected)
     if config.model == DEFAULT.model:  # its own tuned settings, unless the user chose
         twin = _tuned(twin, given, table)
