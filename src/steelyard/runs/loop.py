@@ -130,9 +130,10 @@ class Training:
     def _switch(self, events: Events) -> None:
         """From the public steps to the others, where a rule may have cut the former short."""
         assert self.phase is not None
+        planned = self.phase.steps
         if not self.phase.over(self.step, self.model):
             return
-        self.steps = self.phase.steps + self.sampler.steps
+        self.steps -= planned - self.phase.steps
         carried = carry_over(self.optimizer, self.config.at_switch)
         for group, lr in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = lr * self._rate(self.step)
