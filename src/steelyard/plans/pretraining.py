@@ -150,7 +150,7 @@ def split_steps(total: int, share: float) -> tuple[int, int]:
     total = whole("total steps", total, least=1, fix="plan at least one step")
     if not 0 <= real("share", share, fix="use 0.1, say") <= 1:
         raise ValueError(f"the public share must be in [0, 1], found {share:g}: use 0.1, say")
-    public = math.ceil(share * total - 1e-9 * total)  # 0.1 * 30 is a little more than 3
+    public = math.ceil(share * total - 1e-9 * total)  # 0.07 * 100 is a little more than 7
     return public, total - public
 
 
