@@ -112,6 +112,11 @@ def show_preview(preview: Preview, config: dict[str, Any]) -> None:
         "data": f"{config['data']}: {preview.n:,} training samples, {preview.n_test:,} test",
         "steps": f"{preview.steps:,} of expected batch {config['batch']} ({preview.engine})",
     }
+    if preview.n_public:
+        first = f", the first {preview.public_steps:,} steps on them alone"
+        rows["public"] = f"{preview.n_public:,} samples" + (first if preview.public_steps else "")
+    if config["filters"]:
+        rows["filters"] = ", then ".join(config["filters"])
     if plan is None:
         rows["privacy"] = "none: nothing is protected"
     else:

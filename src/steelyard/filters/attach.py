@@ -140,10 +140,10 @@ def attach(
                     "do not cover: it would be updated without noise; give rows and optimizer the "
                     "same model"
                 )
-    if ledger is not None and mechanism.seeded:
-        ledger.noise_seeded_by_user = True
-    if ledger is not None and sampling_probability is None:
-        plan = getattr(ledger, "plan", None)
+    if ledger is None:
+        return Attached(optimizer, rows, mechanism, None, None)
+    plan, noise = getattr(ledger, "plan", None), getattr(mechanism, "mechanism", mechanism)
+    if sampling_probability is None:
         if plan is None:
             raise ValueError("a ledger without a plan needs sampling_probability=q")
         sampling_probability = float(plan.sampling_probability)
@@ -152,4 +152,16 @@ def attach(
                 f"the rows divide by {rows.expected_batch:g}, the ledger's plan expects batches of "
                 f"{plan.expected_batch:g}: give PerSample the plan's expected_batch"
             )
-    return Attached(optimizer, rows, mechanism, ledger, sampling_probability)
+    wanted = getattr(noise, "sampling", None)  # of a mechanism with an accounting of its own
+    if plan is not None and wanted is not None and plan.sampling != wanted:
+        raise ValueError(
+            f"{type(noise).__name__}'s accounting is for {wanted} sampling, the ledger's plan for "
+            f"{plan.sampling}: plan with sampling={wanted!r}"
+        )
+    attached = Attached(optimizer, rows, mechanism, ledger, sampling_probability)
+    if mechanism.seeded:
+        ledger.noise_seeded_by_user = True
+    assumed, note = getattr(noise, "assumption", None), getattr(ledger, "note_assumption", None)
+    if assumed is not None and note is not None:
+        note(assumed)
+    return attached

@@ -176,6 +176,11 @@ class Dice:
         # with Reff / B for R1 / B, sigma times the sensitivity is the noise that is in the tensors
         return self._gaussian.privatise(Clipped(clipped, factor * gradient.sensitivity))
 
+    @property
+    def buffers(self) -> int:
+        """Gradient-sized tensors: e, and the second sum."""
+        return 2
+
     def reset(self) -> None:
         """e <- 0, as after resuming without it. Steps and noise go on: nothing is drawn twice.
 

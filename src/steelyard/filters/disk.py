@@ -84,6 +84,16 @@ class Disk:
         self._parameters: list[Tensor] = []
         self.reset()
 
+    @property
+    def buffers(self) -> int:
+        """Gradient-sized tensors: m and the look-ahead point."""
+        return 0 if self.gain == 1 else 2
+
+    @property
+    def coefficients(self) -> tuple[list[float], list[float]]:
+        """b and a of what it does to noise: an exponential average of gain kappa."""
+        return [self.gain], [1.0, self.gain - 1.0]
+
     def reset(self) -> None:
         """Forget gradients and displacement: for a new phase, or parameters set from outside."""
         self._filtered: list[Tensor] = []

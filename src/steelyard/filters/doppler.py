@@ -122,6 +122,16 @@ class Doppler:
         return max(len(self.a), len(self.b)) - 1
 
     @property
+    def buffers(self) -> int:
+        """Gradient-sized tensors that it keeps."""
+        return self.order
+
+    @property
+    def coefficients(self) -> tuple[list[float], list[float]]:
+        """b and a."""
+        return list(self.b), list(self.a)
+
+    @property
     def dc_gain(self) -> float:
         """sum(b) / sum(a): what becomes of a constant before the correction."""
         return dc_gain(self.b, self.a)
@@ -137,7 +147,7 @@ class Doppler:
 
     def check_length(self, steps: int) -> str | None:
         """A sentence to warn with when the filter is too slow for a run of so many steps."""
-        if self.settling_time <= steps / 10:
+        if self.order == 0 or self.settling_time <= steps / 10:
             return None
         return (
             f"the filter needs {self.settling_time:,} steps to settle, more than a tenth of the "

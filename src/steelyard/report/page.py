@@ -7,7 +7,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from steelyard.report import tables, words
+from steelyard.report import spectrum, tables, words
 from steelyard.report.curves import both, label, panels
 from steelyard.report.numerals import above, cell, prose
 from steelyard.report.read import Record, Run, number, read_run
@@ -15,6 +15,7 @@ from steelyard.report.summary import summarize
 from steelyard.runs.files import write_atomically
 
 HERE = Path(__file__).parent
+SPECTRUM = "spectrum.csv"  # in the folder of a private run
 
 
 def write_report(run_folder: Path) -> Path:
@@ -32,11 +33,23 @@ def write_report(run_folder: Path) -> Path:
     contents = {
         "curves.csv": tables.csv_text(run).encode(),
         "curves.png": png(panels(run, summarize(run).target)),
+        **_spectrum_png(folder),
         "report.html": html(run).encode(errors="replace"),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return folder / "report.html"
+
+
+def _spectrum_png(folder: Path) -> dict[str, bytes]:
+    if not (folder / SPECTRUM).is_file():
+        return {}
+    return {"spectrum.png": spectrum.png(spectrum.read_csv(folder / SPECTRUM))}
+
+
+def _spectrum_svg(folder: Path) -> str:
+    path = folder / SPECTRUM
+    return spectrum.svg(spectrum.read_csv(path)) if path.is_file() else ""
 
 
 def html(run: Run) -> str:
@@ -66,6 +79,7 @@ def html(run: Run) -> str:
         drawn={panel.key: Markup(svg(panel)) for panel in charts},
         cards=tables.cards(summary),
         tables=[(label(one), *tables.evaluations(one)) for one in both(run) if one.of_kind("eval")],
+        spectrum=Markup(_spectrum_svg(run.folder)),
         clip=tables.clip_statistics(run),
         command=_command(run.config.get("command")),
         date=_date(run.start),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,20 @@ def svg(panel: Panel) -> str:
     Guarantees: every colour is `var(--role)`; ids start with the panel's key; the same panel gives
     the same text.
     """
+    return drawn_svg(panel.key, lambda axes, colours: _draw(axes, panel, colours))
+
+
+def drawn_svg(key: str, draw: Callable[[Axes, dict[str, str]], None]) -> str:
+    """As `svg`, of whatever `draw(axes, colours by role)` draws; key: what its ids start with."""
     from matplotlib.figure import Figure
 
-    with _style(panel.key):
+    with _style(key):
         figure = Figure(figsize=SIZE, layout="constrained")
-        _draw(figure.subplots(), panel, MARKERS)
+        draw(figure.subplots(), MARKERS)
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return _for_page(out.getvalue(), panel.key)
+    return _for_page(out.getvalue(), key)
 
 
 def png(panels: Sequence[Panel]) -> bytes:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steelyard.report.plots import LIGHT, SIZE
+from steelyard.report.plots import LIGHT, SIZE, drawn_svg
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -97,9 +97,32 @@ def write_spectrum(path: str | Path, found: Spectrum, *, title: str = "") -> Pat
     Raises ValueError, one line, where a file cannot be written.
     """
     path = Path(path)
-    lines = [",".join(found), *(",".join(f"{x:.6g}" for x in row) for row in _rows(found))]
-    write_atomically(path.with_suffix(".csv"), "\n".join(lines) + "\n")
+    write_atomically(path.with_suffix(".csv"), csv_text(found))
     return write_atomically(path, png(found, title=title))
+
+
+def csv_text(found: Spectrum) -> str:
+    """One line per frequency under a line of names; `read_csv` is its inverse."""
+    lines = [",".join(found), *(",".join(f"{x:.6g}" for x in row) for row in _rows(found))]
+    return "\n".join(lines) + "\n"
+
+
+def read_csv(path: str | Path) -> Spectrum:
+    """What `csv_text` wrote. Raises ValueError, one line, for anything else."""
+    names, *lines = Path(path).read_text(encoding="utf-8").splitlines() or [""]
+    columns = names.split(",")
+    try:
+        rows = np.array([[float(x) for x in line.split(",")] for line in lines])
+        if columns[0] != "frequency" or rows.shape != (len(lines), len(columns)) or not lines:
+            raise ValueError("other columns")
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not the spectrum of a run ({error}): train again") from None
+    return dict(zip(columns, rows.T, strict=True))
+
+
+def svg(found: Spectrum) -> str:
+    """For the page: see `steelyard.report.plots.svg`."""
+    return drawn_svg("spectrum", lambda axes, colours: _draw(axes, found, colours))
 
 
 def png(found: Spectrum, *, title: str = "") -> bytes:
@@ -110,7 +133,7 @@ def png(found: Spectrum, *, title: str = "") -> bytes:
     with matplotlib.style.context(["default", {"font.size": 10.5}]):
         figure = Figure(figsize=(1.6 * SIZE[0], 1.3 * SIZE[1]), dpi=160, layout="constrained")
         axes = figure.subplots()
-        _draw(axes, found)
+        _draw(axes, found, LIGHT)
         if title:
             axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
         out = io.BytesIO()
@@ -118,23 +141,24 @@ def png(found: Spectrum, *, title: str = "") -> bytes:
     return out.getvalue()
 
 
-def _draw(axes: Axes, found: Spectrum) -> None:
+def _draw(axes: Axes, found: Spectrum, colours: Mapping[str, str]) -> None:
     for name, (label, role, dash, width) in STYLES.items():
-        if name in found:
-            shown = np.where(found[name] > 0, found[name], np.nan)  # a run without noise
-            axes.semilogy(found["frequency"], shown, color=LIGHT[role], ls=dash, lw=width)
-            axes.lines[-1].set_label(label)
+        if name in found and found[name].any():  # a run without noise has no line for it
+            color = colours[role]
+            axes.semilogy(
+                found["frequency"], found[name], color=color, ls=dash, lw=width, label=label
+            )
     axes.set_xlim(0, 0.5)
-    axes.set_xlabel("cycles per step", loc="right", color=LIGHT["muted"], labelpad=1)
-    axes.set_ylabel("power density", color=LIGHT["muted"])
-    axes.grid(axis="y", color=LIGHT["line"], linewidth=0.7)
+    axes.set_xlabel("cycles per step", loc="right", color=colours["muted"], labelpad=1)
+    axes.set_ylabel("power density", color=colours["muted"])
+    axes.grid(axis="y", color=colours["line"], linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=LIGHT["muted"], pad=5)
+    axes.tick_params(which="both", length=0, labelcolor=colours["muted"], pad=5)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_edgecolor(LIGHT["muted"])
+        spine.set_edgecolor(colours["muted"])
         spine.set_linewidth(0.8)
-    axes.legend(frameon=False, labelcolor=LIGHT["ink"], fontsize=9.5)
+    axes.legend(frameon=False, labelcolor=colours["ink"], fontsize=9.5)
 
 
 def _rows(found: Spectrum) -> NDArray[np.float64]:

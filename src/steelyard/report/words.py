@@ -138,6 +138,11 @@ def release(run: Run, s: Summary) -> list[str]:
     """The mechanism in plain sentences, from the plan's numbers."""
     ledger = run.ledger or {}
     said = []
+    if run.config.get("public_first") and (ended := _public_steps(run)):
+        said.append(
+            f"The first {ended:,} steps trained on public samples only. They are not charged; what "
+            "follows is about the steps behind them."
+        )
     if ledger.get("sampling") == "poisson" and s.q:
         said.append(
             f"Every step took each of the {count(s.n)} samples with probability q = {plain(s.q)}, "
@@ -158,10 +163,12 @@ def release(run: Run, s: Summary) -> list[str]:
         least = "at least " if isinstance(history, list) and len(history) > 1 else ""
         grid = ledger.get("noise") == "grid"
         kind = "discrete Gaussian noise, on a grid," if grid else "Gaussian noise"
+        steps = ledger.get("steps", s.steps)
         said.append(
-            f"In each of the {s.steps:,} steps {kind} was added to that sum, σ = {least}"
+            f"In each of the {steps:,} steps {kind} was added to that sum, σ = {least}"
             f"{plain(s.sigma)} times the largest change that one sample can make."
         )
+    said += _behind_the_noise(run)
     if ledger.get("accountant"):
         relation = ledger.get("neighbouring_relation", "not recorded")
         said.append(
@@ -169,6 +176,34 @@ def release(run: Run, s: Summary) -> list[str]:
             f"give away. Two data sets are compared that differ by this: {relation}."
         )
     return said
+
+
+def _behind_the_noise(run: Run) -> list[str]:
+    """What became of the released gradient before the optimizer saw it."""
+    said = []
+    names = run.config.get("filters") or []
+    if weight := run.config.get("public_weight"):
+        said.append(
+            f"A gradient of public samples was added to the released one (weight: {cell(weight)}). "
+            "Public samples are not protected by anything; the private ones are charged as without."
+        )
+    if filters := [str(name) for name in names if not str(name).startswith("dice")]:
+        said.append(
+            f"Behind the noise it was filtered over time ({', '.join(filters)}): work on what was "
+            "released already, which costs no privacy."
+        )
+    if len(filters) < len(names):
+        said.append(
+            "Error feedback was used: the sum has a larger sensitivity than its clipping says, and "
+            "more noise for it; read what the guarantee rests on below."
+        )
+    return said
+
+
+def _public_steps(run: Run) -> int:
+    """Steps before the private phase, as the log has it; 0 before the switch."""
+    phases = [e for e in run.of_kind("phase") if str(e.get("name", "")).startswith("private")]
+    return phases[0]["step"] if phases else 0
 
 
 def lead(s: Summary) -> str:

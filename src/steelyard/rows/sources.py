@@ -105,6 +105,11 @@ class PublicRows:
         self._sum.connect(optimizer)
         return []
 
+    @property
+    def buffers(self) -> int:
+        """Gradient-sized tensors: the sum of public rows."""
+        return 1
+
     def backward(self, losses: Losses) -> None:
         """Add the rows of these public losses [B_pub], or of a function that returns them.
 

@@ -179,7 +179,9 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         close = difflib.get_close_matches(value, choices, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown --{_flag(name)} {value!r}: {hint}choose one of {', '.join(choices)}")
+        raise ValueError(
+            f"unknown --{_flag(name)} {value!r}: {hint}choose one of {', '.join(choices)}"
+        )
 
 
 def _flag(name: str) -> str:

@@ -27,6 +27,8 @@ class Preview:
     parameters: int
     trainable: int
     engine: str
+    public_steps: int
+    n_public: int
     memory: dict[str, float]
     notes: list[str]
 
@@ -83,8 +85,14 @@ def preview(config: TrainConfig, table: Table | None = None) -> Preview:
         parameters=parameters,
         trainable=trainable,
         engine=training.engine,
+        public_steps=training.public_steps,
+        n_public=problem.n_public,
         memory=estimate_memory(training),
-        notes=[*problem.public, *problem.assumptions],
+        notes=[
+            *problem.public,
+            *problem.assumptions,
+            *(training.private.warnings if training.private else []),
+        ],
     )
 
 
@@ -111,6 +119,7 @@ def estimate_memory(training: Training) -> dict[str, float]:
         "parameters": parameters,
         "gradients": trainable,
         "optimizer": moments(config) * trainable,
+        "filters": (training.private.buffers if training.private else 0) * trainable,
         "average": parameters if config.average else 0,
         "activations": factor * per_sample * min(config.micro_batch, config.batch),
         "data": problem.train_x.nbytes + problem.test_x.nbytes,

@@ -8,10 +8,13 @@ when the private phase begins.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,11 +25,11 @@ from steelyard.filters.gaussian import Gaussian
 from steelyard.filters.grid import GridGaussian
 from steelyard.filters.named import Named, make_filter, read
 from steelyard.filters.record import Recorder
-from steelyard.plans.feedback import assumption
 from steelyard.plans.privacy import PrivacyPlan
 from steelyard.rows.per_sample import PerSample
 from steelyard.rows.sources import PublicRows
 from steelyard.runs.config import TrainConfig, parse_groups
+from steelyard.runs.files import write_atomically
 from steelyard.runs.ledger import Ledger
 from steelyard.runs.problem import Problem
 from steelyard.types import Filter, Mechanism
@@ -127,12 +130,41 @@ class PrivateSide:
                 f"{problem.n_public} public training samples from {problem.public_source}: nothing "
                 "protects them; they must not be about the people behind the private ones"
             )
-        if isinstance(self.mechanism.mechanism, Dice):
-            self.ledger.note_assumption(assumption("paper"))
 
     def connect(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of the optimizer is a private release."""
         attach(optimizer, self.rows, self.mechanism, ledger=self.ledger)
+
+    @property
+    def buffers(self) -> int:
+        """How many gradient-sized tensors the parts keep from step to step."""
+        return sum(getattr(part, "buffers", 0) for part in self.mechanism.parts)
+
+    def write_spectrum(self, path: Path) -> None:
+        """Power over frequency of the released gradient, before and after the filters, as CSV.
+
+        Nothing in runs that are too short for it, or have diverged."""
+        from steelyard.report.spectrum import csv_text, spectrum  # scipy: only where it is used
+
+        before, *after = self.recorders
+        with contextlib.suppress(ValueError):
+            b, a = self._coefficients()
+            found = spectrum(
+                before.values,
+                after[0].values if after else None,
+                noise_std=before.noise_std,
+                b=b if after else None,
+                a=a,
+            )
+            write_atomically(path, csv_text(found))
+
+    def _coefficients(self) -> tuple[list[float], list[float]]:
+        """Of all filters one behind the other, as they pass noise."""
+        b, a = [1.0], [1.0]
+        for part in self.mechanism.filters:
+            if (own := getattr(part, "coefficients", None)) is not None:
+                b, a = np.convolve(b, own[0]).tolist(), np.convolve(a, own[1]).tolist()
+        return b, a
 
     def state_dict(self) -> dict[str, Any]:
         return {"mechanism": self.mechanism.state_dict(), "ledger": self.ledger.state_dict()}

@@ -162,7 +162,10 @@ def _finish(training: Training, out: Path, events: Events) -> None:
     epsilon = training.ledger.epsilon() if training.ledger else None
     events.emit("finish", training.step, seconds=training.seconds, epsilon=epsilon)
     write_weights(out / "model.safetensors", training.released)
-    seen = training.expected_batch * training.steps
+    if training.private is not None:
+        training.private.write_spectrum(out / "spectrum.csv")
+    beside = config.public_batch * training.public_steps
+    seen = training.expected_batch * (training.steps - training.public_steps) + beside
     parameters, trainable = training.sizes
     result = {
         "private": plan is not None,
@@ -172,6 +175,7 @@ def _finish(training: Training, out: Path, events: Events) -> None:
         "seconds": round(training.seconds, 3),
         "samples_per_s": round(seen / max(training.seconds, 1e-9), 1),
         "epsilon": epsilon,
+        "public_steps": training.public_steps,
         "delta": plan.delta if plan else None,
         "noise_multiplier": plan.noise_multiplier if plan else None,
         **{f"test_{name}": value for name, value in measured.items()},
@@ -207,7 +211,8 @@ def _bytes(training: Training) -> int:
     """About what the run will need on the disk: two checkpoints and a third being written."""
     parameters, trainable = training.sizes
     copies = 2 if training.config.average else 1
-    checkpoint = 4 * (copies * parameters + moments(training.config) * trainable)
+    kept = moments(training.config) + (training.private.buffers if training.private else 0)
+    checkpoint = 4 * (copies * parameters + kept * trainable)
     return 3 * checkpoint + 4 * parameters + REPORT_BYTES
 
 
