@@ -4,12 +4,12 @@
 
 | symbol | the question | here |
 |---|---|---|
-| g_i | what competes? | `PerSample` (rows = samples) |
-| w_i | how much does each count? | `FlatClip`, `AutoClip`, `NormalizedClip`, `GlobalClip` |
+| g_i | what competes? | `PerSample` (rows = samples), `PublicRows` (data sources) |
+| w_i | how much does each count? | `FlatClip`, `AutoClip`, ...; `ConstantWeight`, ... |
 | z | what hides one of them? | `Gaussian`, `GridGaussian` |
-| h_s | what do we remember? | filters in `chain(Gaussian(sigma), filter, ...)` |
+| h_s | what do we remember? | `Doppler`, `Disk`, `Dice`: `chain(Gaussian(sigma), filter, ...)` |
 | A | which optimizer? | any `torch.optim.Optimizer`, by `attach` |
-| all of them | what should they be, before we pay? | `plan_privacy`, `Ledger` |
+| all of them | what should they be, before we pay? | `plan_privacy`, `phase_plan`, `Ledger` |
 
 Names load when they are first used: planning needs no torch.
 """
@@ -22,28 +22,49 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steelyard.filters.attach import Attached, attach
     from steelyard.filters.chain import Chain, chain
+    from steelyard.filters.dice import Dice
+    from steelyard.filters.disk import Disk
+    from steelyard.filters.doppler import Doppler
     from steelyard.filters.gaussian import Gaussian
     from steelyard.filters.grid import GridGaussian
+    from steelyard.filters.record import Recorder
+    from steelyard.plans.pretraining import phase_plan
     from steelyard.plans.privacy import Event, PrivacyPlan, plan_privacy, spent_epsilon
     from steelyard.rows.per_sample import PerSample
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
+    from steelyard.rows.sources import PublicRows
     from steelyard.runs.ledger import BudgetExceeded, Ledger
+    from steelyard.steps.switch import carry_over
     from steelyard.types import Clipped, Noised
     from steelyard.weightings.clip import AutoClip, FlatClip, GlobalClip, NormalizedClip
+    from steelyard.weightings.coupling import (
+        ConstantWeight,
+        CosineWeight,
+        OptimalWeight,
+        SampleWeight,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "filters.attach": ("Attached", "attach"),
     "filters.chain": ("Chain", "chain"),
+    "filters.dice": ("Dice",),
+    "filters.disk": ("Disk",),
+    "filters.doppler": ("Doppler",),
     "filters.gaussian": ("Gaussian",),
     "filters.grid": ("GridGaussian",),
+    "filters.record": ("Recorder",),
+    "plans.pretraining": ("phase_plan",),
     "plans.privacy": ("Event", "PrivacyPlan", "plan_privacy", "spent_epsilon"),
     "rows.per_sample": ("PerSample",),
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
+    "rows.sources": ("PublicRows",),
     "runs.ledger": ("BudgetExceeded", "Ledger"),
+    "steps.switch": ("carry_over",),
     "types": ("Clipped", "Noised"),
     "weightings.clip": ("AutoClip", "FlatClip", "GlobalClip", "NormalizedClip"),
+    "weightings.coupling": ("ConstantWeight", "CosineWeight", "OptimalWeight", "SampleWeight"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -53,6 +74,11 @@ __all__ = [
     "BudgetExceeded",
     "Chain",
     "Clipped",
+    "ConstantWeight",
+    "CosineWeight",
+    "Dice",
+    "Disk",
+    "Doppler",
     "Event",
     "FlatClip",
     "Gaussian",
@@ -61,12 +87,18 @@ __all__ = [
     "Ledger",
     "Noised",
     "NormalizedClip",
+    "OptimalWeight",
     "PerSample",
     "PoissonSampler",
     "PrivacyPlan",
+    "PublicRows",
+    "Recorder",
+    "SampleWeight",
     "attach",
+    "carry_over",
     "chain",
     "microbatches",
+    "phase_plan",
     "plan_privacy",
     "poisson_loader",
     "spent_epsilon",
