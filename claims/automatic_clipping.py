@@ -38,7 +38,7 @@ def run() -> dict[str, Any]:
     return {
         "paper": "arXiv 2206.07136",
         "claim": "AUTO-S reaches 86.36 % on Fashion-MNIST at epsilon 3 without a tuned bound",
-        "topic": "privacy",
+        "topic": "clipping",
         "published": "86.36 AUTO-S; 86.04 flat with tuned R; 89.57 without privacy",
         "setting": "60,000 images, CNN of 26,010 parameters, epsilon 3, delta 1e-5, Poisson "
         "batches "

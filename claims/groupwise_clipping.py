@@ -55,7 +55,7 @@ def run() -> dict[str, Any]:
     return {
         "paper": "arXiv 2206.07136; arXiv 2310.19215",
         "claim": "AUTO-S matches tuned flat clipping; fewer groups are more accurate",
-        "topic": "privacy",
+        "topic": "clipping",
         "published": "86.04 flat (tuned R), 86.36 AUTO-S, 89.57 without privacy",
         "setting": "Fashion-MNIST, 60,000 images, CNN of 26,010 parameters, epsilon 3, delta 1e-5, "
         "Poisson batches of 2,048, 10 epochs; learning rates tuned on seed 0, tuning not charged",

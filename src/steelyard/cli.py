@@ -262,11 +262,16 @@ def claims(
     name: Annotated[str | None, typer.Argument(help="a topic or a claim; default: all")] = None,
     run: Annotated[bool, typer.Option("--run", help="run the recipes again")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="rows as JSON")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="finished runs: an interrupted --run goes on there")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="training processes")] = None,
 ) -> None:
     """What the papers claim, and what we measured: the committed rows, or measured again."""
     from steelyard.runs.claims import show
 
-    show(name, run=run, as_json=as_json, console=terminal.console(stderr=False))
+    console = terminal.console(stderr=False)
+    show(name, run=run, as_json=as_json, console=console, cache=cache, workers=workers)
 
 
 def main() -> None:

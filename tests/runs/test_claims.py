@@ -22,6 +22,41 @@ ROW = {
     "cost_s": 12.5,
     "command": "steelyard claims steps --run",
 }
+ENTRY = {
+    "data": "Fashion-MNIST",
+    "arm": "DP-SGD",
+    "role": "baseline",
+    "note": "",
+    "epsilon": 3.0,
+    "mean": 86.1,
+    "sd": 0.2,
+    "seeds": [0, 1, 2],
+    "lr": 4.0,
+    "values": [85.9, 86.1, 86.3],
+}
+ARMS = ROW | {
+    "topic": "filters",
+    "verdict": "within noise",
+    "comparisons": [
+        {
+            "data": "Fashion-MNIST",
+            "epsilon": 3.0,
+            "method": "a filter",
+            "baseline": "DP-SGD",
+            "difference": 0.1,
+            "error": 0.2,
+            "p": 0.6,
+            "finding": "within noise",
+            "decides": True,
+        }
+    ],
+    "table": [
+        ENTRY,
+        ENTRY
+        | {"arm": "a filter", "role": "method", "note": "costs more"}
+        | {"mean": 86.2, "values": [86.0, 86.2, 86.4]},
+    ],
+}
 RECIPE = f"ROW = {ROW!r}\n\ndef run():\n    return {{**ROW, 'verdict': 'partly'}}\n"
 
 
@@ -70,6 +105,77 @@ def test_all_recipes_run(folder):
     assert claims._runnable("privacy") == ["steps"]
 
 
+@pytest.fixture
+def compared(folder) -> Path:
+    """One claim more, `lowpass`: a comparison of arms that knows its topic, not yet measured."""
+    (folder / "lowpass.py").write_text(
+        f"TOPIC = 'filters'\nROW = {ARMS!r}\n\n"
+        "def run(runs):\n    return {**ROW, 'setting': str(runs.cache), 'seeds': [runs.workers]}\n"
+    )
+    return folder
+
+
+def test_a_topic_is_known_before_it_was_ever_measured(compared):
+    assert claims._runnable("filters") == ["lowpass"]
+    assert claims._runnable("privacy") == ["steps"]
+    assert claims._runnable("lowpass") == ["lowpass"]
+
+
+def test_a_topic_without_a_result_says_what_to_run(compared, command_line):
+    outcome = command_line("claims", "filters")
+    assert outcome.code == 2
+    assert "topic 'filters' has no result yet: steelyard claims filters --run" in outcome.error
+
+
+def test_a_comparison_is_measured_shown_as_one_table_and_drawn(compared, command_line):
+    outcome = command_line("claims", "filters", "--run")
+    assert outcome.code == 0
+    for part in (
+        "86.20 ± 0.20",
+        "a filter*",
+        "* a filter (Fashion-MNIST): costs more",
+        "DP-SGD",
+        "a filter",
+        "+0.10 ± 0.20, p 0.600",
+        "within noise",
+    ):
+        assert part in outcome.out
+    assert str(compared / "filters.png") in outcome.out
+    assert (compared / "filters.png").read_bytes().startswith(b"\x89PNG")
+    assert "| Fashion-MNIST | DP-SGD | 86.10 ± 0.20 (4) |" in (compared / "filters.md").read_text()
+    row = json.loads((compared / "lowpass.json").read_text())
+    assert row["cost_s"] == ROW["cost_s"]  # what the runs cost, not the time of this call
+    assert row["setting"].endswith("runs/claims")
+    assert row["seeds"] == [2]
+
+
+def test_the_plot_is_drawn_again_only_when_measured_or_missing(compared, command_line):
+    (compared / "lowpass.json").write_text(json.dumps(ARMS))
+    assert command_line("claims", "filters").code == 0
+    (compared / "filters.png").write_bytes(b"kept")
+    assert command_line("claims", "filters").code == 0
+    assert (compared / "filters.png").read_bytes() == b"kept"
+
+
+def test_the_pool_is_given_to_the_recipe(compared, tmp_path, capsys):
+    from rich.console import Console
+
+    claims.show(
+        "lowpass", run=True, as_json=False, console=Console(), cache=tmp_path / "kept", workers=5
+    )
+    row = json.loads((compared / "lowpass.json").read_text())
+    assert row["setting"] == str(tmp_path / "kept")
+    assert row["seeds"] == [5]
+
+
+def test_rows_of_both_kinds_are_shown_together(compared, command_line):
+    (compared / "lowpass.json").write_text(json.dumps(ARMS))
+    outcome = command_line("claims")
+    assert outcome.code == 0
+    assert "[B, T]" in outcome.out
+    assert "within" in outcome.out
+
+
 def test_unknown_names_are_told_what_was_meant(folder, command_line):
     outcome = command_line("claims", "privcy")
     assert outcome.code == 2
@@ -88,6 +194,8 @@ def test_an_unknown_claim_cannot_be_measured(folder):
         ("[]", "holds a list"),
         (json.dumps({k: v for k, v in ROW.items() if k != "seeds"}), "no seeds"),
         (json.dumps(ROW | {"verdict": "maybe"}), "'maybe' is not one of"),
+        (json.dumps(ROW | {"table": [{"arm": "a"}]}), "a line of its table has no data"),
+        (json.dumps(ROW | {"table": [ENTRY | {"values": [1.0]}]}), "1 values for 3 seeds"),
     ],
 )
 def test_what_is_no_row_is_refused(spoiled, said, folder, command_line):

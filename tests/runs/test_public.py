@@ -220,7 +220,9 @@ def test_resume_in_any_phase_is_bit_for_bit(new_training, carry_out, tmp_path, s
 
 
 @pytest.mark.parametrize("stop", ["validation", "curvature"])
-def test_public_statistics_end_the_phase_early(new_training, carry_out, tmp_path, monkeypatch, stop):
+def test_public_statistics_end_the_phase_early(
+    new_training, carry_out, tmp_path, monkeypatch, stop
+):
     options = PHASES | {"public_first": 0.9, "steps": 200, "lr": 1.0, "public_stop": stop}
     monkeypatch.setattr(  # a landscape that falls at once and stays there
         "steelyard.runs.public.PublicPhase._value",
@@ -234,7 +236,9 @@ def test_public_statistics_end_the_phase_early(new_training, carry_out, tmp_path
     assert training.ledger.steps == private
 
 
-def test_public_only_without_privacy_never_touches_the_private_samples(new_training, carry_out, tmp_path):
+def test_public_only_without_privacy_never_touches_the_private_samples(
+    new_training, carry_out, tmp_path
+):
     options = PHASES | {"public_first": 1.0, "epsilon": None}
     one = new_training(**options)
     carry_out(one, tmp_path / "one")

@@ -50,22 +50,25 @@ def budgets(rows: Rows) -> list[float | None]:
     return [*private, *([None] if None in found else [])]
 
 
-def lines(rows: Rows) -> list[tuple[str, str, dict[float | None, str]]]:
-    """(data, arm, {epsilon: "mean ± sd (lr)"}), once for results that several claims share."""
+def lines(rows: Rows) -> list[tuple[str, str, dict[float | None, Entry]]]:
+    """(data, arm, {epsilon: entry}), once for results that several claims share."""
     table: dict[tuple[str, str], dict[float | None, Entry]] = {}
     for claim, entries in tabulated(rows).items():
         for entry in entries:
-            arm = entry["arm"] + (f" [{entry['note']}]" if entry.get("note") else "")
+            arm = entry["arm"]
             cell = table.setdefault((entry["data"], arm), {})
             known = cell.get(entry["epsilon"])
             if known is not None and known["values"] != entry["values"]:
                 cell = table.setdefault((entry["data"], f"{arm} ({claim})"), {})
             cell[entry["epsilon"]] = entry
     order = list(dict.fromkeys(data for data, _ in table))
-    return [
-        (data, arm, {epsilon: told(entry) for epsilon, entry in cell.items()})
-        for (data, arm), cell in sorted(table.items(), key=lambda item: order.index(item[0][0]))
-    ]
+    placed = sorted(table.items(), key=lambda item: order.index(item[0][0]))
+    return [(data, arm, cell) for (data, arm), cell in placed]
+
+
+def note(cells: Mapping[float | None, Entry]) -> str:
+    """What must be known about the arm of a line; "" for nothing."""
+    return next((entry["note"] for entry in cells.values() if entry.get("note")), "")
 
 
 def told(entry: Entry) -> str:
@@ -96,7 +99,13 @@ def markdown(rows: Rows, topic: str) -> str:
         _line(["---"] * (2 + len(columns))),
     ]
     text += [
-        _line([data, arm, *(cells.get(one, "") for one in columns)])
+        _line(
+            [
+                data,
+                arm + (f" ({note(cells)})" if note(cells) else ""),
+                *(told(cells[one]) if one in cells else "" for one in columns),
+            ]
+        )
         for data, arm, cells in lines(rows)
     ]
     for name, row in rows.items():

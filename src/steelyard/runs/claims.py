@@ -19,6 +19,7 @@ import inspect
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def committed(name: str | None = None) -> dict[str, dict[str, Any]]:
     found = {key: row for key, row in rows.items() if name in (key, row["topic"])}
     if not found and (folder() / f"{name}.py").is_file():
         raise ValueError(f"claim {name!r} has no result yet: steelyard claims {name} --run")
+    if not found and _of_topic(name):
+        raise ValueError(f"topic {name!r} has no result yet: steelyard claims {name} --run")
     if not found:
         choices = [*rows, *(row["topic"] for row in rows.values())]
         hint = did_you_mean(name, choices)
@@ -84,7 +87,8 @@ def measure(name: str, pool: Pool | None = None) -> dict[str, Any]:
     if inspect.signature(module.run).parameters:
         from steelyard.runs.pool import Pool
 
-        row = module.run(pool or Pool())
+        with nullcontext(pool) if pool else Pool() as trainer:
+            row = module.run(trainer)
     else:
         row = module.run()
     row["command"] = f"steelyard claims {name} --run"
@@ -135,8 +139,8 @@ def show(
     cache, workers: of the pool that trains the arms of comparisons.
     """
     if run:
-        pool = _pool(cache, workers)
-        rows = {key: measure(key, pool) for key in _runnable(name)}
+        with _pool(cache, workers) as pool:
+            rows = {key: measure(key, pool) for key in _runnable(name)}
     else:
         rows = committed(name)
     written = [path for topic in _topics(rows) if (path := _write(topic, again=run))]
@@ -185,21 +189,27 @@ def _write(topic: str, *, again: bool) -> Path:
 def _print_arms(rows: dict[str, dict[str, Any]], console: Console) -> None:
     from rich.table import Table
 
-    from steelyard.report.claims import budgets, head, lines
+    from steelyard.report.claims import budgets, head, lines, note
 
     columns = budgets(rows)
-    title = "test accuracy in %, mean ± sd over seeds (learning rate)"
-    table = Table(title=title, title_justify="left")
-    for column in ("arm", *map(head, columns)):
-        table.add_column(column, overflow="fold")
-    last = None
+    table = Table(title="test accuracy in %, mean ± sd over seeds", title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for column in columns:
+        table.add_column(head(column), no_wrap=True)
+    last, notes = None, []
     for data, arm, cells in lines(rows):
         if data != last:
             table.add_section()
             table.add_row(f"[bold]{data}[/bold]")
             last = data
-        table.add_row(_escaped(arm), *(cells.get(one, "") for one in columns))
+        shown = {at: f"{entry['mean']:.2f} ± {entry['sd']:.2f}" for at, entry in cells.items()}
+        said = note(cells)
+        if said:
+            notes.append(f"* {arm} ({data}): {said}")
+        table.add_row(_escaped(arm + "*" * bool(said)), *(shown.get(one, "") for one in columns))
     console.print(table)
+    for line in notes:
+        console.print(line, markup=False, highlight=False)
     for key, row in rows.items():
         console.print(
             f"[bold]{key}[/bold]: {_escaped(row['claim'])}: [bold]{row['verdict']}[/bold]"
@@ -238,9 +248,13 @@ def _runnable(name: str | None) -> list[str]:
         return recipes
     if name in recipes:
         return [name]
-    of_topic = [one for one in recipes if _topic(folder() / f"{one}.py") == name]
     measured = [key for key, row in committed().items() if row["topic"] == name]
-    return sorted({*of_topic, *measured}) or list(committed(name))
+    return sorted({*_of_topic(name), *measured}) or list(committed(name))
+
+
+def _of_topic(name: str) -> list[str]:
+    """Recipes that say that they belong to this topic."""
+    return [path.stem for path in folder().glob("*.py") if _topic(path) == name]
 
 
 def _topic(recipe: Path) -> str | None:

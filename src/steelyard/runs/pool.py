@@ -11,13 +11,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from steelyard.runs.arms import Job, Outcome
 from steelyard.runs.config import TrainConfig
@@ -51,7 +52,8 @@ class Pool:
     """`pool(jobs)` -> their outcomes, from the cache or trained on `workers` processes.
 
     train: what trains one job, a function that a new process can import. workers 0: in this
-    process. say: called with one line after every run. Jobs that are equal are trained once.
+    process; else the processes live until the pool is left (`with Pool() as pool`). say: called
+    with one line after every run. Jobs that are equal are trained once.
     """
 
     cache: Path = CACHE
@@ -64,6 +66,16 @@ class Pool:
         self.train = self.train or train
         self.file = self.cache / "results.jsonl"
         self.known = dict(_read(self.file))
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """After an error or Ctrl-C, what has not begun does not begin."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
         keys = [key_of(job) for job in jobs]
@@ -89,16 +101,14 @@ class Pool:
             for data, features in {(job.config.data, job.features) for job in missing.values()}:
                 if features is not None:
                     _whole(data, features, self.cache)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, _single_thread) as executor:
-            futures = {
-                executor.submit(self.train, job, self.cache): key for key, job in missing.items()
-            }
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:  # an error or Ctrl-C: what has not begun does not begin
-                executor.shutdown(wait=False, cancel_futures=True)
+        if self._executor is None:  # kept: a new process spends seconds on imports and plans
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, context, _begin)
+        futures = {
+            self._executor.submit(self.train, job, self.cache): key for key, job in missing.items()
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
     def _append(self, key: str, job: Job, outcome: Outcome) -> None:
         record = {
@@ -187,11 +197,22 @@ def plan_of(config: TrainConfig, n: int) -> Any:
     return _plan(config.replace(**PLAN_FREE), n)
 
 
-def _single_thread() -> None:
-    """Two processes of one thread each share two cores better than two threads twice."""
+def _begin() -> None:
+    """A new process: one thread, since two processes share two cores better than two threads twice.
+
+    It ends with the process that made it, also when that one is killed.
+    """
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _read(file: Path) -> Iterator[tuple[str, Outcome]]:
