@@ -158,7 +158,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         kept = "" if limit is None else "yes" if row["ratio"] <= limit else "**no**"
         lines.append(
             f"| {row['workload']} | {row['arm']} | {row['ratio']:.3f} | {row['low']:.3f} to "
-            f"{row['high']:.3f} | {row['ms']:.1f} | {row['memory']:+.2f} | {row['asked']} | {kept} |"
+            f"{row['high']:.3f} | {row['ms']:.1f} | {row['memory']:+.2f} | {row['asked']} "
+            f"| {kept} |"
         )
     return "\n".join(lines) + "\n"
 

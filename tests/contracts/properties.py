@@ -102,7 +102,7 @@ def assert_mechanism(make: Callable[[], Mechanism], *, sensitivity: float = 0.3)
         assert released.noise_multiplier == mechanism.noise_multiplier
         assert [t.shape for t in released.tensors] == [torch.Size(shape) for shape in SHAPES]
         steps.append([t.double() - signal for t in released.tensors])
-    # one float32 in a million is small enough to vanish beside a signal of 3: twice at one place never
+    # one float32 in a million is so small that it vanishes beside a signal of 3: twice, never
     untouched = [bool((one.eq(0) & two.eq(0)).any()) for one, two in zip(*steps, strict=True)]
     assert not any(untouched), "an element without noise"
     for noise in steps:

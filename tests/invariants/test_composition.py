@@ -131,7 +131,7 @@ class Twin:
         rows: list[dict[str, Tensor]] = []
         for weight, gamma in ((self.w, self.gamma), (1 - self.w, 0.0)):
             if self.moved is None:  # the first step: at x alone
-                weight, gamma = (1.0, 0.0) if gamma else (0.0, 0.0)  # noqa: PLW2901
+                weight, gamma = (1.0, 0.0) if gamma else (0.0, 0.0)
             own = [p.detach().clone() for p in self.named.values()]
             with torch.no_grad():
                 for p, u in zip(self.named.values(), self.moved or [], strict=False):
