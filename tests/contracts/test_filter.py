@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from steelyard.filters.disk import Disk
+from steelyard.filters.doppler import Doppler
+from steelyard.filters.record import Recorder
 from steelyard.types import Filter, Noised
 
 
@@ -40,6 +43,13 @@ class Average:
 
 FILTERS: dict[str, Callable[[], Filter]] = {
     "average": lambda: Average(0.25),
+    "doppler, first order": lambda: Doppler.first_order(0.8),
+    "doppler, cascade": lambda: Doppler.cascade(0.8, 2),
+    "doppler, designed": lambda: Doppler.design(0.05),
+    "disk": lambda: Disk(0.7),
+    "disk, two evaluations": lambda: Disk(0.5, 0.7),
+    "disk, gain 1": lambda: Disk(1.0),
+    "recorder": lambda: Recorder(8),
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steelyard.filters.attach import attach
+from steelyard.filters.attach import attach, is_private
+from steelyard.filters.chain import chain
 from steelyard.filters.gaussian import Gaussian
 from steelyard.rows.per_sample import PerSample
 from steelyard.weightings.clip import FlatClip
@@ -224,3 +225,58 @@ def test_detach_leaves_the_optimizer_as_it_was():
     rows.close()
     losses(net).sum().backward()
     optimizer.step()
+
+
+def test_an_optimizer_knows_whether_it_is_private():
+    net, rows, optimizer, attached = setup()
+    assert is_private(optimizer)
+    assert not is_private(torch.optim.SGD(net.parameters(), lr=0.1))
+    attached.detach()
+    assert not is_private(optimizer)
+
+
+class Part:
+    """A filter that asks whom it works with."""
+
+    def __init__(self, fails: bool = False):
+        self.fails, self.met, self.removed = fails, [], 0
+
+    def filter(self, gradient):
+        return gradient
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+    def connect(self, optimizer, rows):
+        if self.fails:
+            raise ValueError("not with these rows")
+        self.met.append((optimizer, rows))
+        return [self]
+
+    def remove(self):
+        self.removed += 1
+
+
+def test_parts_of_a_chain_are_told_whom_they_work_with():
+    net, part = model(), Part()
+    rows = PerSample(net, FlatClip(0.5), expected_batch=B)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attached = attach(optimizer, rows, chain(Gaussian(0.0, seed=0), part))
+    assert part.met == [(optimizer, rows)]
+    attached.detach()
+    assert part.removed == 1
+
+
+def test_a_part_that_refuses_leaves_nothing_attached():
+    net, first = model(), Part()
+    rows = PerSample(net, FlatClip(0.5), expected_batch=B)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="not with these rows"):
+        attach(optimizer, rows, chain(Gaussian(0.0, seed=0), first, Part(fails=True)))
+    assert first.removed == 1
+    assert not is_private(optimizer)
+    net(torch.randn(B, 3)).sum().backward()
+    optimizer.step()  # a plain optimizer again

@@ -28,6 +28,14 @@ from steelyard.filters.chain import charges
 from steelyard.types import Accountant, Connected, Mechanism, Removable, Rows
 
 
+_PRIVATE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def is_private(optimizer: Optimizer) -> bool:
+    """Whether the steps of this optimizer are private releases: what looks at its losses must ask."""
+    return optimizer in _PRIVATE
+
+
 class Attached:
     """The connection made by `attach`; `detach()` undoes it."""
 
@@ -42,6 +50,7 @@ class Attached:
         self._rows, self._mechanism = rows, mechanism
         self._ledger, self._sampling_probability = ledger, sampling_probability
         self._written: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._optimizer = weakref.ref(optimizer)
         self._handles: list[Removable] = [optimizer.register_step_pre_hook(self._before_step)]
         try:
             for part in getattr(mechanism, "parts", [mechanism]):
@@ -50,9 +59,13 @@ class Attached:
         except BaseException:
             self.detach()
             raise
+        _PRIVATE.add(optimizer)
 
     def detach(self) -> None:
         """Remove the hooks; the optimizer is as it was."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            _PRIVATE.discard(optimizer)
         for handle in self._handles:
             handle.remove()
 
