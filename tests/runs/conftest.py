@@ -1,4 +1,4 @@
-"""What the tests of interrupted runs compare."""
+"""What the tests of interrupted runs compare; small texts, and tiny pretrained models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from steelyard.runs.events import read_events
 
@@ -31,3 +32,54 @@ def _outcome(run: Path) -> dict[str, object]:
         "result": {name: value for name, value in result.items() if name not in clock},
         "logged": logged,
     }
+
+
+@pytest.fixture
+def reviews(tmp_path) -> Path:
+    """A CSV of 120 labelled texts."""
+    words = {0: "bad dull plot", 1: "good fine film"}
+    rows = [f"{words[i % 2]} {i},{i % 2}" for i in range(120)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return tmp_path / "reviews.csv"
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """`pretrained("bert")`: a folder with a tiny random model of that family."""
+    transformers = pytest.importorskip("transformers")
+    from steelyard.hf.sources import quiet
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size |= {"intermediate_size": 32}
+
+    def make(family: str) -> Path:
+        torch.manual_seed(0)
+        if family == "bert":
+            config = transformers.BertConfig(**size, vocab_size=9, max_position_embeddings=32)
+            model = transformers.BertForSequenceClassification(config)
+        elif family == "vit":
+            config = transformers.ViTConfig(**size, image_size=16, patch_size=4)
+            model = transformers.ViTForImageClassification(config)
+        else:
+            layers = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+            config = transformers.ResNetConfig(num_channels=1, embedding_size=8, **layers)
+            model = transformers.ResNetForImageClassification(config)
+        with quiet():
+            model.save_pretrained(tmp_path / family)
+            if family == "bert":
+                _tokenizer(transformers).save_pretrained(tmp_path / family)
+        return tmp_path / family
+
+    return make
+
+
+def _tokenizer(transformers):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]", "[EOS]"])
+    words.train_from_iterator([["good", "bad", "film", "plot", "dull", "fine"]], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]"
+    )
