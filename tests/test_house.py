@@ -25,6 +25,7 @@ FORBIDDEN = {
     "weightings": OUTSIDE,
     "filters": OUTSIDE,
     "steps": OUTSIDE,
+    "surgery": OUTSIDE,
     "data": ("torch", "transformers", *OUTSIDE),
     "report": ("torch",),
 }

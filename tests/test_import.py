@@ -36,7 +36,9 @@ def test_every_public_name_loads_torch_and_nothing_else_heavy():
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["cli", "data", "plans.privacy", "runs.ledger", "report.read"])
+@pytest.mark.parametrize(
+    "module", ["cli", "data", "plans.privacy", "runs.ledger", "report.read", "runs.plan_lr"]
+)
 def test_what_needs_no_torch_loads_none(module):
     assert not loaded_after(f"import steelyard.{module}") & {*HEAVY, "torch"}
 

@@ -17,6 +17,7 @@ import typer
 
 from steelyard import terminal
 from steelyard.bench.commands import bench_app
+from steelyard.runs.plan_commands import register
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets and models that can
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+register(plan_app)
 
 
 @app.command()

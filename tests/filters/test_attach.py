@@ -228,7 +228,7 @@ def test_detach_leaves_the_optimizer_as_it_was():
 
 
 def test_an_optimizer_knows_whether_it_is_private():
-    net, rows, optimizer, attached = setup()
+    net, _, optimizer, attached = setup()
     assert is_private(optimizer)
     assert not is_private(torch.optim.SGD(net.parameters(), lr=0.1))
     attached.detach()

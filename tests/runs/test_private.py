@@ -13,6 +13,7 @@ from steelyard.filters.doppler import Doppler
 from steelyard.filters.gaussian import Gaussian
 from steelyard.filters.record import Recorder
 from steelyard.plans.feedback import assumption, inflation
+from steelyard.plans.privacy import plan_privacy
 from steelyard.report import write_report
 from steelyard.report.read import read_run
 from steelyard.report.summary import summarize
@@ -138,13 +139,10 @@ def test_everything_on_the_command_line_with_lora(command_line, pretrained, revi
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["steps"], result["public_steps"], ledger["steps"]) == (6, 2, 4)
-    plain = ("--steps", 4, "--batch", 12, "--micro-batch", 4, "--accountant", "rdp")
-    part = ("--public-part", 0.3, "--tracker", "none")
-    outcome = command_line("train", "--data", reviews, *model, *plain, *part, "--out", "plain")
-    assert outcome.code == 0, outcome.err
-    alone = json.loads((tmp_path / "plain" / "ledger.json").read_text())
-    for name in ("epsilon", "sigma", "q", "history"):
-        assert ledger[name] == alone[name]
+    n, delta = ledger["n"], ledger["delta"]
+    alone = plan_privacy(n=n, batch=12, steps=4, epsilon=3.0, delta=delta, accountant="rdp")
+    assert (ledger["epsilon"], ledger["sigma"]) == (alone.epsilon, alone.noise_multiplier)
+    assert ledger["q"] == 12 / n
     run = read_run(tmp_path / "run")
     said = " ".join(release(run, summarize(run)))
     assert "first 2 steps trained on public samples only" in said

@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from steelyard.filters.chain import charges
-from steelyard.types import Accountant, Connected, Mechanism, Removable, Rows
-
+from steelyard.types import Accountant, Connected, Mechanism, Removable, Rows, Stateful
 
 _PRIVATE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
 def is_private(optimizer: Optimizer) -> bool:
-    """Whether the steps of this optimizer are private releases: what looks at its losses must ask."""
+    """Whether its steps are private releases: whatever looks at its losses must ask."""
     return optimizer in _PRIVATE
 
 
@@ -90,18 +89,32 @@ class Attached:
         try:
             gradient = self._rows.take()
             if self._ledger is not None:
-                assert self._sampling_probability is not None
-                for sigma, q in charges(self._mechanism, self._sampling_probability):
-                    self._ledger.charge(noise_multiplier=sigma, sampling_probability=q)
+                self._pay(self._ledger)
             released = self._mechanism.privatise(gradient)
         except BaseException:
             for p in self._rows.parameters:
                 p.grad = None
+            for part in getattr(self._mechanism, "parts", []):
+                if (discard := getattr(part, "discard", None)) is not None:
+                    discard()
             raise
         self._written = {}
         for p, tensor in zip(self._rows.parameters, released.tensors, strict=True):
             p.grad = tensor.to(p.dtype).view_as(p)
             self._written[id(p)] = (weakref.ref(p.grad), p.grad._version)
+
+    def _pay(self, ledger: Accountant) -> None:
+        """All that one step releases, or nothing."""
+        assert self._sampling_probability is not None
+        parts = charges(self._mechanism, self._sampling_probability)
+        before = ledger.state_dict() if len(parts) > 1 and isinstance(ledger, Stateful) else None
+        try:
+            for sigma, q in parts:
+                ledger.charge(noise_multiplier=sigma, sampling_probability=q)
+        except BaseException:
+            if before is not None and isinstance(ledger, Stateful):
+                ledger.load_state_dict(before)
+            raise
 
     def _refuse_foreign(self, optimizer: Optimizer) -> None:
         """What lies in `.grad` and is not our last release (or zero) did not pass the noise."""

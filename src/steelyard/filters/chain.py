@@ -64,6 +64,8 @@ def chain(mechanism: Mechanism, *filters: Filter) -> Chain:
     Raises ValueError when something stands before the noise, or a second mechanism follows: a
     filter in front of the noise would remember un-noised gradients, which no accounting covers.
     """
+    if isinstance(mechanism, Chain):  # a chain goes on where it ended
+        mechanism, filters = mechanism.mechanism, (*mechanism.filters, *filters)
     for position, one in enumerate((mechanism, *filters)):
         noisy = callable(getattr(one, "privatise", None))
         if noisy != (position == 0):

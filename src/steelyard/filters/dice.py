@@ -113,6 +113,11 @@ class Dice:
         return self._gaussian.seeded
 
     @property
+    def inflation(self) -> float:
+        """The noise drawn over the noise accounted; mode conservative: known once attached."""
+        return 1.0 if self._inflation is None else self._inflation
+
+    @property
     def sampling(self) -> str | None:
         """How batches must be drawn for the mode to hold: a plan's `sampling`."""
         return accounts.SAMPLING[self.accounting] if self.accounting else None
@@ -134,9 +139,11 @@ class Dice:
                 f"the rows clip at {rows.weighting.bound:g}, error feedback at {self.bound:g}: "
                 "give both one bound"
             )
+        if rows.armed:
+            raise ValueError("error feedback needs whole steps: attach it before rows.backward")
         self._expect(float(rows.expected_batch))
         rows.raw_bound = self.largest
-        return []
+        return [_Raw(rows)]
 
     def charges(self, sampling_probability: float) -> list[tuple[float, float]]:
         """(noise multiplier, sampling probability) of the releases in the coming step.
@@ -226,6 +233,16 @@ class Dice:
             self._inflation = accounts.inflation(
                 "conservative", rho=self.feedback, expected_batch=expected_batch
             )
+
+
+class _Raw:
+    """Raw sums are asked for until `remove`."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def remove(self) -> None:
+        self._rows.raw_bound = None
 
 
 def _norm(tensors: list[Tensor]) -> float:

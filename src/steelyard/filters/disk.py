@@ -148,24 +148,22 @@ class Disk:
 
     @contextmanager
     def _place_ahead(self) -> Iterator[None]:
-        self._exchange()
+        home = [p.data if _plain(p) else p.data.clone() for p in self._parameters]
         try:
+            self._put(self._ahead)
             yield
-        finally:
-            self._exchange()
+        finally:  # also where an interrupt stopped half way there
+            self._put(home)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        """The parameters' values for those kept in `_ahead`, and the other way round."""
-        for i, p in enumerate(self._parameters):
-            kept, here = self._ahead[i], p.data
-            if type(here) is Tensor:
-                p.data, self._ahead[i] = kept, here
-            else:  # a subclass (DTensor) need not live in one storage: exchange its values
-                here = here.clone()
-                p.copy_(kept)
-                kept.copy_(here)
-        # exchanged pointers are invisible to autograd, which would use a graph of the other point
+    def _put(self, values: Sequence[Tensor]) -> None:
+        """Let the parameters have these values: by pointer, so that they come back bit for bit."""
+        for p, value in zip(self._parameters, values, strict=True):
+            if _plain(p):
+                p.data = value
+            else:
+                p.copy_(value)
+        # another pointer is invisible to autograd, which would use a graph of the other point
         torch.autograd.graph.increment_version(self._parameters)
 
     # -- one step ------------------------------------------------------------------------------
@@ -241,6 +239,11 @@ class Disk:
                 for a, p in zip(ahead, self._parameters, strict=False)
             ]
         self._filtered, self._ahead = filtered, ahead
+
+
+def _plain(p: Tensor) -> bool:
+    """Whether one storage holds all of it; a subclass (DTensor) is copied instead."""
+    return type(p.data) is Tensor
 
 
 class _Connection:

@@ -56,7 +56,8 @@ def read(text: str) -> Named:
         try:
             options[key] = kinds[key](value)
         except ValueError:
-            raise ValueError(f"filter {text!r}: {key} must be a number, found {value!r}") from None
+            kind = "a whole number" if kinds[key] is int else "a number"
+            raise ValueError(f"filter {text!r}: {key} must be {kind}, found {value!r}") from None
     return Named(name=name, options=options, text=text)
 
 

@@ -47,8 +47,11 @@ class Run:
     def epochs_per_step(self) -> float | None:
         """B / n, the expected part of the data that one step reads; None if it was not recorded.
 
-        Private and not private usually differ in their batch: in epochs they can be compared.
+        Private and not private usually differ in their batch: in epochs they can be compared. None
+        too where the first steps read public samples only.
         """
+        if self.config.get("public_first"):
+            return None
         batch, n = number(self.start.get("expected_batch")), number(self.start.get("n"))
         return batch / n if batch and n and batch > 0 and n > 0 else None
 

@@ -37,6 +37,8 @@ class Summary:
     sigma: float | None  # the least of the run
     q: float | None  # the largest of the run
     n: int | None
+    n_public: int  # samples that nothing protects, beside the n
+    feedback: bool  # error feedback: more noise is drawn than its sigma says
     steps: int
     planned: int | None
     parameters: int | None
@@ -74,6 +76,8 @@ def summarize(run: Run) -> Summary:
         sigma=_first("sigma", ledger) if run.private else None,
         q=_first("q", ledger) if run.private else None,
         n=_whole(_first("n", start, ledger)),
+        n_public=_public(run),
+        feedback=any(str(one).startswith("dice") for one in run.config.get("filters") or []),
         steps=_whole(_first("steps", result)) or run.last_step,
         planned=_whole(_first("steps", start, run.config)),
         parameters=_whole(_first("parameters", result, start)),
@@ -83,6 +87,12 @@ def summarize(run: Run) -> Summary:
         score=score(run),
         baseline=score(run.baseline) if run.baseline is not None else None,
     )
+
+
+def _public(run: Run) -> int:
+    """Public samples that the run trained on."""
+    used = run.config.get("public_weight") is not None or run.config.get("public_first")
+    return (_whole(_first("n_public", run.result or {}, run.start)) or 0) if used else 0
 
 
 def score(run: Run) -> Score | None:

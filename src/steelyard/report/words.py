@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from steelyard.report.numerals import above, cell, count, factor, percent, plain, power, shown
-from steelyard.report.read import Run
-from steelyard.report.summary import Summary
+from steelyard.report.read import Run, number
+from steelyard.report.summary import Summary, summarize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,9 @@ def meaning(s: Summary) -> str:
     assert s.epsilon is not None
     delta = f", plus at most δ = {power(s.delta)}" if s.delta else ""
     secret = "As long as nobody learns the seed of the noise: if" if s.seeded else "If"
+    which = f"one {'private ' if s.n_public else ''}sample of the training data"
     sentence = (
-        f"{secret} one sample of the training data is about you, then whatever anybody concludes "
+        f"{secret} {which} is about you, then whatever anybody concludes "
         f"from this model, that conclusion is at most {factor(s.epsilon)} times (eᵋ) as probable "
         f"as it would have been had your sample been left out{delta}"
     )
@@ -88,6 +89,12 @@ def verdict(s: Summary) -> str:
     """How to take the sentence above."""
     assert s.epsilon is not None
     loose = "A bound this wide says little by itself. " if s.epsilon > 6 else ""
+    if s.feedback:
+        return (
+            f"{loose}Error feedback was used, accounted as its paper does: this ceiling rests on "
+            "that paper's assumptions, listed below, and is not proven for every attack without "
+            "them. Smaller ε and δ are better."
+        )
     return (
         f"{loose}Under the assumptions below this ceiling is proven for every possible attack. It "
         "is no measurement: no attack was tried on this model. Smaller ε and δ are better."
@@ -104,6 +111,10 @@ def best_guess(epsilon: float, delta: float) -> float:
 
 def not_protected(run: Run) -> list[tuple[str, str]]:
     """(what, why) of everything the epsilon of this page does not cover."""
+    s = summarize(run)
+    fed = (
+        ", and the memory of error feedback, made of gradients without noise" if s.feedback else ""
+    )
     rows = [
         ("The test set", "Its samples were read in the clear to measure the accuracy."),
         ("The search for settings",
@@ -120,11 +131,16 @@ def not_protected(run: Run) -> list[tuple[str, str]]:
          "somebody who was never in the data."),
         ("The checkpoints folder",
          "Checkpoints hold the state of the random generators, from which noise can be drawn "
-         "again. Publish model.safetensors, never checkpoints/."),
+         "again" + fed + ". Publish model.safetensors, never checkpoints/."),
         ("The clock",
          "How long a step took depends a little on how many samples its batch had. events.jsonl "
          "tells the time of every step."),
     ]  # fmt: skip
+    if s.n_public:
+        rows.insert(0, (
+            "The public samples",
+            f"{s.n_public:,} training samples were declared public and used in the clear.",
+        ))  # fmt: skip
     if run.baseline is not None:
         rows.insert(0, (
             "The run without privacy",
@@ -163,10 +179,16 @@ def release(run: Run, s: Summary) -> list[str]:
         least = "at least " if isinstance(history, list) and len(history) > 1 else ""
         grid = ledger.get("noise") == "grid"
         kind = "discrete Gaussian noise, on a grid," if grid else "Gaussian noise"
+        change = "the largest change that one sample can make"
+        if s.feedback:
+            times = number((run.result or {}).get("noise_inflation"))
+            kind, change = "Gaussian noise", "the clipping bound, as accounted"
+            if times is not None:
+                change += f" (the noise drawn is {plain(times)} times that)"
         steps = ledger.get("steps", s.steps)
         said.append(
             f"In each of the {steps:,} steps {kind} was added to that sum, σ = {least}"
-            f"{plain(s.sigma)} times the largest change that one sample can make."
+            f"{plain(s.sigma)} times {change}."
         )
     said += _behind_the_noise(run)
     if ledger.get("accountant"):
@@ -212,6 +234,8 @@ def lead(s: Summary) -> str:
     if s.parameters and s.trainable and s.trainable != s.parameters:
         of = f" ({s.trainable:,} of its {s.parameters:,} parameters)"
     samples = f"{s.n:,} samples of " if s.n else ""
+    if s.n and s.n_public:
+        samples = f"{s.n:,} private and {s.n_public:,} public samples of "
     time = "" if s.complete else f"for {s.steps:,} of {count(s.planned)} steps "
     how = "without privacy"
     if s.private and s.epsilon is not None:

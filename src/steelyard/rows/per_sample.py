@@ -12,8 +12,7 @@ Bu, Wang, Zha, Karypis, "Differentially private optimization on large model at s
 
     forward         hooks put a cut behind every layer, which saves h_l
     backward, once  autograd.grad(losses, anchor of the cuts): output gradients, no weight gradients
-      per cut       factors of its parameters from (h_l, dy_l); a complete group is clipped and
-      freed
+      per cut       factors of its parameters from (h_l, dy_l); a complete group is clipped, freed
     take            sums / B with sensitivity R / B, R^2 = sum_m R_m^2
 """
 
@@ -81,7 +80,7 @@ class PerSample:
             raise ValueError(f"the expected batch size must be positive, found {expected_batch}")
         if engine not in ("auto", "reference"):
             raise ValueError(f"unknown engine {engine!r}: choose auto or reference")
-        self.expected_batch = float(expected_batch)
+        self._expected_batch = float(expected_batch)
         self._model, self._strict = model, strict
         self._again = partial(
             PerSample, model, weighting, expected_batch=expected_batch, groups=groups,
@@ -95,11 +94,11 @@ class PerSample:
         self._names = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._names:
             raise ValueError("the model has no trainable parameter: nothing to do in private")
-        self.weighting, self._partition = weighting, (groups, shares)
+        self._weighting, self._partition = weighting, (groups, shares)
         self.points: Points | None = None  # where a filter wants the gradients evaluated
         self.raw_bound: float | None = None  # `take` then brings `Clipped.raw`, bounded by this
         self._sum = ClippedSum(self._names, weighting, groups, shares, self.expected_batch)
-        self._into = self._sum  # where the rows of the backward in progress go
+        self._into: ClippedSum | None = None  # where the rows of the backward in progress go
         self._armed = False
         self._batch = 0  # samples of the backward in progress
         self._see: Callable[[Arrival], None] = self._feed  # what becomes of arriving gradients
@@ -117,15 +116,17 @@ class PerSample:
     def names(self) -> list[str]:
         return list(self._names)
 
+    # what the sums were made with; read-only, or the sensitivity would not be theirs
     @property
-    def sensitivity(self) -> float:
-        """R / B, of `take`."""
-        return self.weighting.bound / self.expected_batch
+    def expected_batch(self) -> float:
+        return self._expected_batch
+
+    weighting = property(lambda self: self._weighting)
+    sensitivity = property(lambda self: self._weighting.bound / self._expected_batch)  # of `take`
 
     @property
     def engine(self) -> str:
-        """`book-keeping`, or `reference` where that took over."""
-        return "book-keeping" if self._fast else "reference"
+        return "book-keeping" if self._fast else "reference"  # where that took over
 
     @property
     def armed(self) -> bool:
@@ -141,6 +142,8 @@ class PerSample:
         samples; the step stays as it was. Raises ValueError otherwise; the step's sums are then
         dropped.
         """
+        if self._into is not None:
+            raise RuntimeError("rows.backward inside rows.backward: call them one after the other")
         self._into = self._sum if into is None else into
         self._sum.raw_bound = self.raw_bound
         try:
@@ -158,7 +161,7 @@ class PerSample:
             raise
         finally:
             self._recording.clear()
-            self._into = self._sum
+            self._into = None
 
     def new_sum(
         self, *, expected_batch: float, weighting: RowWeighting | None = None
@@ -176,9 +179,10 @@ class PerSample:
         finite = self._sum.finite
         self.discard()
         if not finite:
+            ahead = "; if it goes on, reset() the filter that looks ahead" if self.points else ""
             raise FloatingPointError(
                 "a sample's gradient is not finite (nan or inf): check the inputs, or lower the "
-                "learning rate; nothing was released"
+                f"learning rate; nothing was released{ahead}"
             )
         return taken
 
@@ -217,8 +221,6 @@ class PerSample:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- one backward ------------------------------------------------------------------------
-
     def _evaluate(self, weight: float, losses: Tensor, *, more: bool, last: bool) -> None:
         """The rows of one evaluation, times its weight. more: they join those of another one."""
         self._batch = len(losses)
@@ -230,9 +232,10 @@ class PerSample:
         self._recording.clear()
 
     def _add(self, weight: float, losses: Tensor, *, fast: bool, more: bool, last: bool) -> None:
+        into = self._into
+        assert into is not None
         if fast:
-            feeds = (use.names for use in self._recording.uses)
-            self._into.start(feeds, more=more, last=last)
+            into.start((use.names for use in self._recording.uses), more=more, last=last)
             self._pass(losses, torch.full_like(losses, weight), self._feed, retain=False)
             if not self._seen:
                 raise ValueError(
@@ -242,10 +245,10 @@ class PerSample:
                 )
         else:
             rows = per_row_gradients(losses * weight, self.parameters)
-            self._into.start([self._names], more=more, last=last)
-            self._into.arrive({name: [row] for name, row in zip(self._names, rows, strict=True)})
+            into.start([self._names], more=more, last=last)
+            into.arrive({name: [row] for name, row in zip(self._names, rows, strict=True)})
         if last:
-            self._into.finish()
+            into.finish()
 
     def _pass(
         self, losses: Tensor, weights: Tensor, see: Callable[[Arrival], None], *, retain: bool
@@ -265,6 +268,7 @@ class PerSample:
 
     def _feed(self, arrival: Arrival) -> None:
         self._adaptation.arrived(arrival, self._batch)
+        assert self._into is not None
         self._into.arrive(arrival.factors(self._batch))
 
     def _try(self, losses: Tensor) -> bool:

@@ -137,7 +137,8 @@ class Training:
         carried = carry_over(self.optimizer, self.config.at_switch)
         for group, lr in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = lr * self._rate(self.step)
-        events.emit("phase", self.step, name=f"private, {carried}")
+        kind = "all samples" if self.private is None else "private"
+        events.emit("phase", self.step, name=f"{kind}, {carried}")
         self._connect()
 
     @property
@@ -174,12 +175,12 @@ class Training:
         seen, busy, speed = 0.0, 0.0, 0.0
         with interruptible() as pressed:
             while self.step < self.steps:
-                if self._public:
-                    self._switch(events)
                 self._act(events)
                 lr, began = self.optimizer.param_groups[0]["lr"], time.monotonic()
                 samples, loss = self._one_step()
                 self.step += 1
+                if self._public:
+                    self._switch(events)
                 took = time.monotonic() - began
                 seen, busy, self.seconds = seen + samples, busy + took, self.seconds + took
                 last = self.step == self.steps

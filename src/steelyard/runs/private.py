@@ -92,6 +92,11 @@ class PrivateSide:
                 "--public-weight 1 trains on public samples only and would be charged for private "
                 "ones: use --no-privacy --public-first 1"
             )
+        if weight.metric is not None and config.public_batch < 2:
+            raise ValueError(
+                f"--public-weight {config.public_weight} compares public samples: give "
+                "--public-batch 2 or more"
+            )
         return PublicRows(self.rows, weight, batch=config.public_batch)
 
     def _noise(self, config: TrainConfig, named: Sequence[Named], clip: Any) -> Mechanism:
@@ -133,7 +138,14 @@ class PrivateSide:
 
     def connect(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of the optimizer is a private release."""
+        self.rows.discard()  # what was recorded of the public phase
         attach(optimizer, self.rows, self.mechanism, ledger=self.ledger)
+
+    @property
+    def inflation(self) -> float:
+        """The noise drawn over the noise accounted, per unit of the clipping bound."""
+        noise = self.mechanism.mechanism
+        return noise.inflation if isinstance(noise, Dice) else 1.0
 
     @property
     def buffers(self) -> int:

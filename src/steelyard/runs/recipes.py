@@ -108,6 +108,8 @@ def _start(
         write_json(out / "environment.json", environment(training.problem.device))
         write_json(out / "config.json", settings)
         note(f"{out}: {_headline(training)}")
+        for text in training.private.warnings if training.private else []:
+            note(text)
         tracker = find_tracker(config.tracker, out, out.name)
         with Events(out / "events.jsonl", [tracker] if tracker else []) as events:
             events.emit("start", 0, run=training.run_id, **_shape(training))
@@ -178,6 +180,8 @@ def _finish(training: Training, out: Path, events: Events) -> None:
         "public_steps": training.public_steps,
         "delta": plan.delta if plan else None,
         "noise_multiplier": plan.noise_multiplier if plan else None,
+        "noise_inflation": training.private.inflation if training.private else None,
+        "n_public": training.problem.n_public,
         **{f"test_{name}": value for name, value in measured.items()},
         "parameters": parameters,
         "trainable": trainable,
@@ -190,6 +194,7 @@ def _shape(training: Training) -> dict[str, Any]:
     return {
         "private": training.plan is not None,
         "n": training.problem.n,
+        "n_public": training.problem.n_public,
         "expected_batch": training.expected_batch,
         "steps": training.steps,
         "parameters": parameters,
@@ -204,6 +209,8 @@ def _headline(training: Training) -> str:
     if plan is not None:
         budget = f"epsilon {plan.target_epsilon:g} at delta {plan.delta:.2g}"
         protection = f"{budget}, noise {plan.noise_multiplier:.3f}"
+        if training.private is not None and (more := training.private.inflation) != 1:
+            protection += f" x {more:.3f} for error feedback"
     return f"{training.steps:,} steps, {protection}"
 
 

@@ -29,7 +29,13 @@ def separate(config: TrainConfig, table: Table) -> tuple[Table, Table | None]:
                 f"--public-part {config.public_part:g} of {table.n} samples leaves "
                 f"{int(mask.sum())} public ones: choose another share"
             )
-        return _rows(table, ~mask), _rows(table, mask)
+        try:
+            return _rows(table, ~mask), _rows(table, mask)
+        except ValueError as error:
+            raise ValueError(
+                f"--public-part {config.public_part:g} does not leave all classes on both sides "
+                f"({error}): choose another share"
+            ) from None
     if config.public_data is None:
         return table, None
     public = load(config.public_data, text=config.text, label=config.label)

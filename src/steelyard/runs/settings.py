@@ -55,6 +55,8 @@ def settle(settings: Mapping[str, Any], *, private: bool) -> Settled:
     Raises ValueError (one line) for a value out of range, and for data that cannot be read.
     """
     given = dict(settings)
+    if not private:
+        given |= {"epsilon": None, "delta": None}
     if "steps" in given:
         given.setdefault("epochs", None)
     model = given.get("model")
@@ -69,6 +71,7 @@ def settle(settings: Mapping[str, Any], *, private: bool) -> Settled:
         given["model"] = BY_KIND[table.kind] if labelled else "gpt"
         start = BY_MODEL.get(given["model"], _TRANSFORMER).replace(delta=start.delta)
     config = start.replace(**given)
+    _refuse_unused(given)
     if "batch" not in given:
         config = config.replace(batch=_fitting(config, table))
     unprotected = {"epsilon": None, "delta": None, "noise": "gaussian", "noise_seed": None}
@@ -93,6 +96,24 @@ def _tuned(twin: TrainConfig, given: Mapping[str, Any], table: Table) -> TrainCo
     return tuned.replace(steps=-(-tuned.steps * twin.batch // tuned.batch))
 
 
+def _refuse_unused(given: Mapping[str, Any]) -> None:
+    """Options about public samples that would change nothing."""
+    public = {"public_data", "public_part"} & given.keys()
+    about = {"public_batch", "public_lr", "public_stop", "at_switch", "reschedule"} & given.keys()
+    used = {"public_weight", "public_first"} & given.keys()
+    if about and not used:
+        flag = sorted(about)[0].replace("_", "-")
+        raise ValueError(
+            f"--{flag} is about public samples in training: give --public-weight or --public-first"
+        )
+    if public and not used:
+        flag = sorted(public)[0].replace("_", "-")
+        raise ValueError(
+            f"--{flag} names public samples and nothing uses them: give --public-weight (beside "
+            "the private ones) or --public-first (before them)"
+        )
+
+
 def _fitting(config: TrainConfig, table: Table) -> int:
     """The batch of these settings, or a smaller one where there is little data."""
     return min(config.batch, max(1, _samples(config, table) // SMALLEST_PART))
@@ -101,6 +122,6 @@ def _fitting(config: TrainConfig, table: Table) -> int:
 def _samples(config: TrainConfig, table: Table) -> int:
     """How many training samples there will be, roughly for a language model's chunks."""
     if table.kind != "text" or (table.train_y is not None and config.model != "gpt"):
-        return table.n
+        return round(table.n * (1 - (config.public_part or 0)))
     characters = config.length * (1 if config.model == "gpt" else 4)  # a token has about four
     return sum(-(-max(len(text), 1) // characters) for text in table.train_x)
