@@ -9,6 +9,7 @@
 | z | what hides one of them? | `Gaussian`, `GridGaussian` |
 | h_s | what do we remember? | `Doppler`, `Disk`, `Dice`: `chain(Gaussian(sigma), filter, ...)` |
 | A | which optimizer? | any `torch.optim.Optimizer`, by `attach` |
+| eta_k | how far? | `GeN`, `HiDLR` |
 | all of them | what should they be, before we pay? | `plan_privacy`, `phase_plan`, `Ledger` |
 
 Names load when they are first used: planning needs no torch.
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
     from steelyard.rows.sources import PublicRows
     from steelyard.runs.ledger import BudgetExceeded, Ledger
+    from steelyard.steps.gen import GeN
+    from steelyard.steps.hidlr import HiDLR
+    from steelyard.steps.private_probe import PrivateProbe
     from steelyard.steps.switch import carry_over
     from steelyard.types import Clipped, Noised
     from steelyard.weightings.clip import AutoClip, FlatClip, GlobalClip, NormalizedClip
@@ -61,6 +65,9 @@ _HOME = {
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
     "rows.sources": ("PublicRows",),
     "runs.ledger": ("BudgetExceeded", "Ledger"),
+    "steps.gen": ("GeN",),
+    "steps.hidlr": ("HiDLR",),
+    "steps.private_probe": ("PrivateProbe",),
     "steps.switch": ("carry_over",),
     "types": ("Clipped", "Noised"),
     "weightings.clip": ("AutoClip", "FlatClip", "GlobalClip", "NormalizedClip"),
@@ -82,8 +89,10 @@ __all__ = [
     "Event",
     "FlatClip",
     "Gaussian",
+    "GeN",
     "GlobalClip",
     "GridGaussian",
+    "HiDLR",
     "Ledger",
     "Noised",
     "NormalizedClip",
@@ -91,6 +100,7 @@ __all__ = [
     "PerSample",
     "PoissonSampler",
     "PrivacyPlan",
+    "PrivateProbe",
     "PublicRows",
     "Recorder",
     "SampleWeight",

@@ -95,7 +95,7 @@ CIFAR = Setting(
     sgd=2.0,
     adam=2e-3,
     plain=0.1,
-    epsilons=(8.0,),
+    epsilons=(1.0, 3.0, 8.0),
     seeds=(0, 1, 2),
     size=3,
 )
