@@ -6,11 +6,10 @@ The Pareto view of AdaPEFT, Xu and Bu, arXiv 2505.12579, section 2.1; what is dr
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from steelyard.report.plots import LIGHT, SIZE, drawn_svg
+from steelyard.report.plots import drawn_png, drawn_svg, frame
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -60,18 +59,7 @@ def svg(front: Sequence[Chosen], *, chosen: Chosen | None = None) -> str:
 
 def png(front: Sequence[Chosen], *, chosen: Chosen | None = None, title: str = "") -> bytes:
     """The gain against the share of parameters trained, logarithmic, on white paper."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(["default", {"font.size": 10.5}]):
-        figure = Figure(figsize=(1.6 * SIZE[0], 1.3 * SIZE[1]), dpi=160, layout="constrained")
-        axes = figure.subplots()
-        _draw(axes, front, chosen, LIGHT)
-        if title:
-            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
-    return out.getvalue()
+    return drawn_png(lambda axes, colours: _draw(axes, front, chosen, colours), title=title)
 
 
 def _draw(
@@ -97,10 +85,4 @@ def _draw(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}%"))
     axes.set_xlabel("parameters trained", loc="right", color=colours["muted"], labelpad=1)
     axes.set_ylabel("predicted gain per step", color=colours["muted"])
-    axes.grid(axis="y", color=colours["line"], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=colours["muted"], pad=5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_edgecolor(colours["muted"])
-        spine.set_linewidth(0.8)
+    frame(axes, colours)

@@ -5,15 +5,14 @@ Bu, Xu, Mao 2026, arXiv 2602.07145: its Figures of loss curves, and of final los
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steelyard.report.plots import LIGHT, SIZE
+from steelyard.report.plots import LIGHT, drawn_png, frame
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -95,26 +94,12 @@ def _ends(axes: Axes, plan: LrPlan) -> None:
 
 
 def _png(draw: Callable[[Axes], None], title: str) -> bytes:
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(["default", {"font.size": 10.5}]):
-        figure = Figure(figsize=(1.6 * SIZE[0], 1.4 * SIZE[1]), dpi=160, layout="constrained")
-        axes = figure.subplots()
+    def framed(axes: Axes, colours: Mapping[str, str]) -> None:
         draw(axes)
-        axes.grid(axis="y", color=LIGHT["line"], linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, labelcolor=LIGHT["muted"], pad=5)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_edgecolor(LIGHT["muted"])
-            spine.set_linewidth(0.8)
+        frame(axes, colours)
         legend = axes.get_legend()
         heading = None if legend is None else legend.get_title().get_text()
-        legend = axes.legend(title=heading, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
-        legend.get_title().set_color(LIGHT["muted"])
-        if title:
-            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
-    return out.getvalue()
+        legend = axes.legend(title=heading, frameon=False, labelcolor=colours["ink"], fontsize=9)
+        legend.get_title().set_color(colours["muted"])
+
+    return drawn_png(framed, title=title, height=1.4)

@@ -29,11 +29,11 @@ def write_report(run_folder: Path) -> Path:
     from steelyard.report.plots import png
 
     folder = Path(run_folder)
-    run = read_run(folder)
+    run, found = read_run(folder), _spectrum(folder)
     contents = {
         "curves.csv": tables.csv_text(run).encode(),
         "curves.png": png(panels(run, summarize(run).target)),
-        **_spectrum_png(folder),
+        **({} if found is None else {"spectrum.png": spectrum.png(found)}),
         "report.html": html(run).encode(errors="replace"),
     }
     for name, content in contents.items():
@@ -41,15 +41,9 @@ def write_report(run_folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _spectrum_png(folder: Path) -> dict[str, bytes]:
-    if not (folder / SPECTRUM).is_file():
-        return {}
-    return {"spectrum.png": spectrum.png(spectrum.read_csv(folder / SPECTRUM))}
-
-
-def _spectrum_svg(folder: Path) -> str:
+def _spectrum(folder: Path) -> spectrum.Spectrum | None:
     path = folder / SPECTRUM
-    return spectrum.svg(spectrum.read_csv(path)) if path.is_file() else ""
+    return spectrum.read_csv(path) if path.is_file() else None
 
 
 def html(run: Run) -> str:
@@ -67,7 +61,7 @@ def html(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(cell=cell, above=above, prose=prose)
-    summary = summarize(run)
+    summary, found = summarize(run), _spectrum(run.folder)
     charts = panels(run, summary.target)
     return environment.get_template("template.html").render(
         run=run,
@@ -79,7 +73,7 @@ def html(run: Run) -> str:
         drawn={panel.key: Markup(svg(panel)) for panel in charts},
         cards=tables.cards(summary),
         tables=[(label(one), *tables.evaluations(one)) for one in both(run) if one.of_kind("eval")],
-        spectrum=Markup(_spectrum_svg(run.folder)),
+        spectrum=Markup("" if found is None else spectrum.svg(found)),
         clip=tables.clip_statistics(run),
         command=_command(run.config.get("command")),
         date=_date(run.start),

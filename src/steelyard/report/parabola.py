@@ -7,7 +7,6 @@ lines     x = 1, the optimizer's own step; x = b / a, the minimiser, where a > 0
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from steelyard.report.plots import LIGHT, SIZE, drawn_svg
+from steelyard.report.plots import drawn_png, drawn_svg, frame
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -61,19 +60,10 @@ def svg(fitted: Quadratic, *, direction: int = 0, loss: int = 0) -> str:
 
 def png(fitted: Quadratic, *, direction: int = 0, loss: int = 0, title: str = "") -> bytes:
     """Loss against multiples of the step, on white paper."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
     _along(fitted, direction, loss)
-    with matplotlib.style.context(["default", {"font.size": 10.5}]):
-        figure = Figure(figsize=(1.6 * SIZE[0], 1.3 * SIZE[1]), dpi=160, layout="constrained")
-        axes = figure.subplots()
-        _draw(axes, fitted, direction, loss, LIGHT)
-        if title:
-            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
-    return out.getvalue()
+    return drawn_png(
+        lambda axes, colours: _draw(axes, fitted, direction, loss, colours), title=title
+    )
 
 
 def _draw(
@@ -105,13 +95,7 @@ def _draw(
     axes.set_xlim(grid[0], grid[-1])
     axes.set_xlabel("multiples of the step", loc="right", color=colours["muted"], labelpad=1)
     axes.set_ylabel("loss", color=colours["muted"])
-    axes.grid(axis="y", color=colours["line"], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=colours["muted"], pad=5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_edgecolor(colours["muted"])
-        spine.set_linewidth(0.8)
+    frame(axes, colours)
     axes.legend(frameon=False, labelcolor=colours["ink"], fontsize=9.5)
 
 

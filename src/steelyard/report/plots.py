@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,35 @@ def png(panels: Sequence[Panel]) -> bytes:
     return out.getvalue()
 
 
+def drawn_png(
+    draw: Callable[[Axes, dict[str, str]], None], *, title: str = "", height: float = 1.3
+) -> bytes:
+    """One chart on white paper, larger than on the page; height in units of SIZE[1]."""
+    from matplotlib.figure import Figure
+
+    with _style("png"):
+        size = (1.6 * SIZE[0], height * SIZE[1])
+        figure = Figure(figsize=size, dpi=160, layout="constrained")
+        axes = figure.subplots()
+        draw(axes, LIGHT)
+        if title:
+            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
+        out = io.BytesIO()
+        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def frame(axes: Axes, colours: Mapping[str, str]) -> None:
+    """What all charts share: faint horizontal lines, no ticks, a line at the bottom alone."""
+    axes.grid(axis="y", color=colours["line"], linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelcolor=colours["muted"], pad=5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_edgecolor(colours["muted"])
+        spine.set_linewidth(0.8)
+
+
 @contextmanager
 def _style(salt: str) -> Iterator[None]:
     """matplotlib's own defaults whatever the user's are, text as text, reproducible ids."""
@@ -95,14 +124,9 @@ def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
     )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}{panel.unit}"))
     axes.set_xlabel(panel.clock, loc="right", color=colors["muted"], labelpad=1)
-    axes.grid(axis="y", color=colors["line"], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=colors["muted"], color=colors["line"], pad=5)
+    frame(axes, colors)
+    axes.tick_params(color=colors["line"])
     axes.tick_params(axis="x", length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_edgecolor(colors["muted"])
-        spine.set_linewidth(0.8)
     if panel.mark is not None:
         value, name = panel.mark
         axes.axhline(value, color=colors["brass"], linewidth=1.1, linestyle=(0, (2, 2)))

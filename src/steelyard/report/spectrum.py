@@ -13,14 +13,13 @@ Densities are two-sided: white noise of standard deviation s has density s^2, an
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steelyard.report.plots import LIGHT, SIZE, drawn_svg
+from steelyard.report.plots import drawn_png, drawn_svg, frame
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -127,18 +126,7 @@ def svg(found: Spectrum) -> str:
 
 def png(found: Spectrum, *, title: str = "") -> bytes:
     """The densities on a logarithmic axis against the frequency, on white paper."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(["default", {"font.size": 10.5}]):
-        figure = Figure(figsize=(1.6 * SIZE[0], 1.3 * SIZE[1]), dpi=160, layout="constrained")
-        axes = figure.subplots()
-        _draw(axes, found, LIGHT)
-        if title:
-            axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
-    return out.getvalue()
+    return drawn_png(lambda axes, colours: _draw(axes, found, colours), title=title)
 
 
 def _draw(axes: Axes, found: Spectrum, colours: Mapping[str, str]) -> None:
@@ -151,13 +139,7 @@ def _draw(axes: Axes, found: Spectrum, colours: Mapping[str, str]) -> None:
     axes.set_xlim(0, 0.5)
     axes.set_xlabel("cycles per step", loc="right", color=colours["muted"], labelpad=1)
     axes.set_ylabel("power density", color=colours["muted"])
-    axes.grid(axis="y", color=colours["line"], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=colours["muted"], pad=5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_edgecolor(colours["muted"])
-        spine.set_linewidth(0.8)
+    frame(axes, colours)
     axes.legend(frameon=False, labelcolor=colours["ink"], fontsize=9.5)
 
 
