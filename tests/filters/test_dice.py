@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,27 +20,9 @@ from steelyard.rows.per_sample import PerSample
 from steelyard.types import Clipped
 from steelyard.weightings.clip import FlatClip
 
-B = 6.0
-SIZES = [5, 8, 0, 6, 3, 7]  # of the batches, in turn
-
-
-def model() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def losses(net: nn.Module, x: Tensor) -> Tensor:  # [n]
-    return (net(x) - x[:, :2].sin()).square().sum(1) * (1 + 5 * x[:, 0].abs())
-
-
-def batches(steps: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [SIZES[t % len(SIZES)] for t in range(steps)]
-    return [torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in sizes]
-
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.detach().double().flatten() for t in tensors])
+runs = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("dice_runs.py"))))
+B, SIZES, model, losses, batches = runs.B, runs.SIZES, runs.model, runs.losses, runs.batches
+flat, clip, stream, release, error = runs.flat, runs.clip, runs.stream, runs.release, runs.error
 
 
 def weights(net: nn.Module) -> Tensor:
@@ -61,11 +46,6 @@ def private(
 
 
 # -- the box, sample by sample ---------------------------------------------------------------------
-
-
-def clip(vector: Tensor, bound: float) -> Tensor:
-    norm = float(vector.norm())
-    return vector * min(1.0, bound / norm) if norm > 0 else vector
 
 
 def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
@@ -155,28 +135,6 @@ def test_without_feedback_it_is_dp_sgd(accounting):
             optimizer.step()
             optimizer.zero_grad()
     assert torch.equal(weights(net), weights(plain))
-
-
-def stream(steps: int, size: float = 3.0) -> list[tuple[Tensor, Tensor]]:
-    """(clipped mean, raw mean) made by hand, of random rows in twelve dimensions."""
-    generator = torch.Generator().manual_seed(5)
-    made = []
-    for t in range(steps):
-        n = SIZES[t % len(SIZES)]
-        g = torch.randn(n, 12, generator=generator, dtype=torch.float64) * size + 0.5
-        cut = torch.stack([clip(one, 1.0) for one in g]) if n else g
-        made.append((cut.sum(0) / B, g.sum(0) / B))
-    return made
-
-
-def release(dice: Dice, clipped: Tensor, raw: Tensor) -> Tensor:
-    """In two tensors, as parameters are; returned in one."""
-    halves = [[part.clone() for part in one.tensor_split([5])] for one in (clipped, raw)]
-    return flat(dice.privatise(Clipped(halves[0], dice.bound / B, halves[1])).tensors)
-
-
-def error(dice: Dice) -> Tensor:
-    return flat(dice.state_dict()["error"])
 
 
 def test_unbounded_feedback_gives_back_what_the_step_before_cut_off():

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steelyard.filters.attach import attach
 from steelyard.filters.dice import Dice
@@ -16,39 +18,9 @@ from steelyard.rows.per_sample import PerSample
 from steelyard.types import Clipped
 from steelyard.weightings.clip import FlatClip
 
-B = 6.0
-SIZES = [5, 8, 0, 6, 3, 7]  # of the batches, in turn
-
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.detach().double().flatten() for t in tensors])
-
-
-def clip(vector: Tensor, bound: float) -> Tensor:
-    norm = float(vector.norm())
-    return vector * min(1.0, bound / norm) if norm > 0 else vector
-
-
-def stream(steps: int, size: float = 3.0) -> list[tuple[Tensor, Tensor]]:
-    """(clipped mean, raw mean) made by hand, of random rows in twelve dimensions."""
-    generator = torch.Generator().manual_seed(5)
-    made = []
-    for t in range(steps):
-        n = SIZES[t % len(SIZES)]
-        g = torch.randn(n, 12, generator=generator, dtype=torch.float64) * size + 0.5
-        cut = torch.stack([clip(one, 1.0) for one in g]) if n else g
-        made.append((cut.sum(0) / B, g.sum(0) / B))
-    return made
-
-
-def release(dice: Dice, clipped: Tensor, raw: Tensor) -> Tensor:
-    """In two tensors, as parameters are; returned in one."""
-    halves = [[part.clone() for part in one.tensor_split([5])] for one in (clipped, raw)]
-    return flat(dice.privatise(Clipped(halves[0], dice.bound / B, halves[1])).tensors)
-
-
-def error(dice: Dice) -> Tensor:
-    return flat(dice.state_dict()["error"])
+runs = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("dice_runs.py"))))
+B, SIZES = runs.B, runs.SIZES
+flat, clip, stream, release, error = runs.flat, runs.clip, runs.stream, runs.release, runs.error
 
 
 # -- bias ------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,23 +22,8 @@ from steelyard.runs.ledger import BudgetExceeded, Ledger
 from steelyard.types import Clipped
 from steelyard.weightings.clip import AutoClip, FlatClip
 
-B = 6.0
-SIZES = [5, 8, 0, 6, 3, 7]  # of the batches, in turn
-
-
-def model() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def losses(net: nn.Module, x: Tensor) -> Tensor:  # [n]
-    return (net(x) - x[:, :2].sin()).square().sum(1) * (1 + 5 * x[:, 0].abs())
-
-
-def batches(steps: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = [SIZES[t % len(SIZES)] for t in range(steps)]
-    return [torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in sizes]
+runs = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("dice_runs.py"))))
+B, SIZES, model, losses, batches = runs.B, runs.SIZES, runs.model, runs.losses, runs.batches
 
 
 def private(
