@@ -143,5 +143,5 @@ def test_processes_train_what_this_process_would(tmp_path):
     assert found[0] == found[2]
     assert found[1].accuracy == train(jobs[1], tmp_path).accuracy
     assert len(more) == 1
-    assert pool._executor is None
+    assert pool._workers._executor is None
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3

@@ -9,12 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from steelyard.runs.arms import Job, Outcome
 from steelyard.runs.config import TrainConfig
+from steelyard.runs.workers import Call, Workers
 
 if TYPE_CHECKING:
     from steelyard.data import Table
@@ -43,8 +41,11 @@ def key_of(job: Job) -> str:
         if item.default is dataclasses.MISSING or getattr(job.config, item.name) != item.default
     }
     said = [RESULTS, job.part, job.features, changed]
-    text = json.dumps(said, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return _hash(said)
+
+
+def _hash(said: Any) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @dataclass
@@ -64,68 +65,76 @@ class Pool:
     def __post_init__(self) -> None:
         self.cache = Path(self.cache).absolute()
         self.train = self.train or train
-        self.file = self.cache / "results.jsonl"
-        self.known = dict(_read(self.file))
-        self._executor: ProcessPoolExecutor | None = None
+        self._workers = Workers(self.cache / "results.jsonl", self.workers, self.say)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """After an error or Ctrl-C, what has not begun does not begin."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        self._workers.__exit__(*error)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        keys = [key_of(job) for job in jobs]
-        missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self.known}
-        began = time.monotonic()
-        for done, (key, outcome) in enumerate(self._train(missing), start=1):
-            self.known[key] = outcome
-            self._append(key, missing[key], outcome)
-            left = (time.monotonic() - began) / done * (len(missing) - done)
-            self.say(
-                f"{done}/{len(missing)} {_told(missing[key])}: {outcome.accuracy:.2f} % in "
-                f"{outcome.seconds:.1f} s; {left / 60:.0f} min left of these"
-            )
-        return [self.known[key] for key in keys]
-
-    def _train(self, missing: dict[str, Job]) -> Iterator[tuple[str, Outcome]]:
         assert self.train is not None
-        if self.workers < 1 or not missing:
-            for key, job in missing.items():
-                yield key, self.train(job, self.cache)
-            return
-        if self.train is train:  # one process computes what all of them read
-            for data, features in {(job.config.data, job.features) for job in missing.values()}:
+        self._prepare(jobs)
+        calls = {
+            key_of(job): Call(
+                function=_trained,
+                arguments=(self.train, job, self.cache),
+                told=_told(job),
+                about={
+                    "part": job.part,
+                    "features": job.features,
+                    "config": job.config.to_dict(),
+                },
+            )
+            for job in jobs
+        }
+        found = self._workers(calls)
+        outcomes = {
+            key: Outcome(accuracy=float(one["accuracy"]), seconds=float(one["seconds"]))
+            for key, one in found.items()
+        }
+        return [outcomes[key_of(job)] for job in jobs]
+
+    def each(
+        self, function: Callable[..., dict[str, Any]], settings: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """function(**one) -> plain values, for each of the settings; equal ones once.
+
+        function: importable by a new process. A constant RESULTS in its module is a part of the
+        cache's key: raise it when a change alters what the function computes.
+        """
+        version = getattr(sys.modules[function.__module__], "RESULTS", 1)
+        name = f"{function.__module__}.{function.__qualname__}"
+        keys = [_hash([name, version, one]) for one in settings]
+        calls = {
+            key: Call(
+                function=_called,
+                arguments=(function, dict(one)),
+                told=f"{function.__name__}({', '.join(f'{k}={v}' for k, v in one.items())})",
+                about={"function": name, "settings": dict(one)},
+            )
+            for key, one in zip(keys, settings, strict=True)
+        }
+        found = self._workers(calls)
+        return [found[key] for key in keys]
+
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """One process computes what all of them read."""
+        known = self._workers.known
+        if self.train is train and self.workers > 0:
+            missing = [job for job in jobs if key_of(job) not in known]
+            for data, features in {(job.config.data, job.features) for job in missing}:
                 if features is not None:
                     _whole(data, features, self.cache)
-        if self._executor is None:  # kept: a new process spends seconds on imports and plans
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, context, _begin)
-        futures = {
-            self._executor.submit(self.train, job, self.cache): key for key, job in missing.items()
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
 
-    def _append(self, key: str, job: Job, outcome: Outcome) -> None:
-        record = {
-            "key": key,
-            **dataclasses.asdict(outcome),
-            "part": job.part,
-            "features": job.features,
-            "config": job.config.to_dict(),
-        }
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with self.file.open("ab+") as file:
-            # a line that a power cut tore stays alone
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+def _trained(train: Callable[[Job, Path], Outcome], job: Job, cache: Path) -> dict[str, Any]:
+    return dataclasses.asdict(train(job, cache))
+
+
+def _called(function: Callable[..., dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    return function(**settings)
 
 
 def train(job: Job, cache: Path) -> Outcome:
@@ -195,38 +204,6 @@ def _plan(config: TrainConfig, n: int) -> Any:
 def plan_of(config: TrainConfig, n: int) -> Any:
     """`plan_for`, computed once for all runs that differ only in what no plan depends on."""
     return _plan(config.replace(**PLAN_FREE), n)
-
-
-def _begin() -> None:
-    """A new process: one thread, since two processes share two cores better than two threads twice.
-
-    It ends with the process that made it, also when that one is killed.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _read(file: Path) -> Iterator[tuple[str, Outcome]]:
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            yield (
-                record["key"],
-                Outcome(accuracy=float(record["accuracy"]), seconds=float(record["seconds"])),
-            )
-        except (ValueError, KeyError, TypeError):  # torn by a power cut: it is trained again
-            continue
 
 
 def _told(job: Job) -> str:

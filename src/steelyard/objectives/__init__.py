@@ -1,0 +1,1 @@
+"""Objectives of unlearning: every one a loss to minimise."""

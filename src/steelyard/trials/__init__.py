@@ -1,0 +1,1 @@
+"""Small trainings of real tasks, each a function of plain settings: what claims are measured on."""
