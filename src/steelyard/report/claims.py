@@ -95,11 +95,11 @@ def markdown(rows: Rows, topic: str) -> str:
         "",
         f"![accuracy against epsilon]({topic}.png)",
         "",
-        _line(["data", "arm", *map(head, columns)]),
-        _line(["---"] * (2 + len(columns))),
+        table_line(["data", "arm", *map(head, columns)]),
+        table_line(["---"] * (2 + len(columns))),
     ]
     text += [
-        _line(
+        table_line(
             [
                 data,
                 arm + (f" ({note(cells)})" if note(cells) else ""),
@@ -216,5 +216,6 @@ def _legend(axes: Axes, looks: Mapping[str, Look], title: str) -> None:
     )  # fmt: skip
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

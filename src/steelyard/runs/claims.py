@@ -6,9 +6,10 @@ claims/<name>.json, the committed row:
     paper, claim, topic, published, setting, numbers, baselines, seeds, verdict, cost_s, command
 
 A comparison of arms has more: comparisons, and table, a list of data, arm, epsilon, mean, sd,
-seeds, lr and values. Then `run` takes the pool that trains, and a constant TOPIC in the recipe says
-to which topic it belongs before it was ever run; the rows of a topic are shown as one table, with
-one plot beside it in claims/<topic>.png, and both in claims/<topic>.md.
+seeds, lr and values. Other claims have sheets and panels (`steelyard.report.sheets`). Then `run`
+takes the pool that trains, and a constant TOPIC in the recipe says to which topic it belongs before
+it was ever run; the rows of a topic are shown together, on claims/<topic>.md with one picture
+beside it, claims/<topic>.png.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelyard.data.suggest import did_you_mean
+from steelyard.runs import claim_tables
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -150,10 +152,7 @@ def show(
     if not rows:
         console.print("no claim has a committed result yet")
         return
-    if all(row.get("table") for row in rows.values()):
-        _print_arms(rows, console)
-    else:
-        _print_rows(rows, console)
+    claim_tables.show(rows, console)
     for path in written:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
@@ -170,75 +169,27 @@ def _pool(cache: Path | None, workers: int | None) -> Pool:
 
 
 def _topics(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Topics of the rows that have a table."""
-    return list(dict.fromkeys(row["topic"] for row in rows.values() if row.get("table")))
+    """Topics of the rows that have a table or sheets."""
+    return list(dict.fromkeys(r["topic"] for r in rows.values() if r.get("table") or _sheets(r)))
+
+
+def _sheets(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return row.get("sheets") or []
 
 
 def _write(topic: str, *, again: bool) -> Path:
-    """claims/<topic>.png, and .md beside it, from all committed rows of the topic."""
-    from steelyard.report.claims import markdown, png
+    """claims/<topic>.md, and .png beside it, from all committed rows of the topic."""
+    from steelyard.report import claims, sheets
 
-    path = folder() / f"{topic}.png"
+    rows = {key: row for key, row in committed().items() if row["topic"] == topic}
+    page = sheets if any(_sheets(row) for row in rows.values()) else claims
+    drawn = page is claims or bool(sheets.panels_of(rows))
+    path = folder() / f"{topic}.{'png' if drawn else 'md'}"
     if again or not path.is_file():
-        rows = {k: row for k, row in committed().items() if row["topic"] == topic}
-        write_atomically(path.with_suffix(".md"), markdown(rows, topic))
-        write_atomically(path, png(rows))
+        write_atomically(path.with_suffix(".md"), page.markdown(rows, topic))
+        if drawn:
+            write_atomically(path, page.png(rows))
     return path
-
-
-def _print_arms(rows: dict[str, dict[str, Any]], console: Console) -> None:
-    from rich.table import Table
-
-    from steelyard.report.claims import budgets, head, lines, note
-
-    columns = budgets(rows)
-    table = Table(title="test accuracy in %, mean ± sd over seeds", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for column in columns:
-        table.add_column(head(column), no_wrap=True)
-    last, notes = None, []
-    for data, arm, cells in lines(rows):
-        if data != last:
-            table.add_section()
-            table.add_row(f"[bold]{data}[/bold]")
-            last = data
-        shown = {at: f"{entry['mean']:.2f} ± {entry['sd']:.2f}" for at, entry in cells.items()}
-        said = note(cells)
-        if said:
-            notes.append(f"* {arm} ({data}): {said}")
-        table.add_row(_escaped(arm + "*" * bool(said)), *(shown.get(one, "") for one in columns))
-    console.print(table)
-    for line in notes:
-        console.print(line, markup=False, highlight=False)
-    for key, row in rows.items():
-        console.print(
-            f"[bold]{key}[/bold]: {_escaped(row['claim'])}: [bold]{row['verdict']}[/bold]"
-        )
-        deciding = [one for one in row.get("comparisons", ()) if one["decides"]]
-        for one in deciding:
-            where = f"{one['data']}, {head(one['epsilon'])}"
-            text = f"  {where}: {one['method']} - {one['baseline']}: {one['difference']:+.2f} ± "
-            text += f"{one['error']:.2f}, p {one['p']:.3f}: {one['finding']}"
-            console.print(text, markup=False, highlight=False)
-
-
-def _print_rows(rows: dict[str, dict[str, Any]], console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(title="claims", show_lines=True)
-    for column in ("claim", "published", "here", "verdict"):
-        table.add_column(column, overflow="fold")
-    for key, row in rows.items():
-        numbers = "\n".join(f"{what}: {value}" for what, value in row["numbers"].items())
-        title = f"{_escaped(row['claim'])}\n[dim]{_escaped(row['paper'])}; {key}[/dim]"
-        table.add_row(title, _escaped(str(row["published"])), _escaped(numbers), row["verdict"])
-    console.print(table)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _runnable(name: str | None) -> list[str]:
