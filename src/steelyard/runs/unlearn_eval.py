@@ -1,0 +1,72 @@
+"""What an unlearning run looks at while it runs: losses of answer tokens, and rows by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.objectives import Tokens, logits, token_nll
+
+BATCH = 16
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, tokens: Tokens, rows: int) -> float:
+    """Mean negative log-likelihood of the answers' tokens in nats, over `rows` rows spread evenly
+    over the set; all tokens count alike. The model's mode is what it is."""
+    index = torch.arange(0, len(tokens), max(1, len(tokens) // rows))[:rows]
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for piece in index.split(BATCH):
+        part = tokens.rows(piece).trimmed().to(device)
+        nll, mask = token_nll(logits(model, part), part.labels)
+        total += float(nll.double().sum())
+        count += int(mask.sum())
+    return total / count
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def placed(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters have these values inside, and their own again after, bit for bit."""
+    own = [p.detach().clone() for p in parameters]
+    put(parameters, values)
+    try:
+        yield
+    finally:
+        put(parameters, own)
+
+
+@torch.no_grad()
+def put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
+
+
+def rows_of_step(step: int, batch: int, n: int, seed: int) -> Tensor:
+    """The rows of step 0, 1, ...: epochs over n rows, each shuffled anew, cut into batches that go
+    on from one epoch into the next; a function of its arguments alone."""
+    size = min(batch, n)
+    places = [divmod(k, n) for k in range(step * size, (step + 1) * size)]
+    return torch.tensor([_shuffled(n, epoch, seed)[place] for epoch, place in places])
+
+
+@lru_cache(maxsize=8)
+def _shuffled(n: int, epoch: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(2_000_003 * seed + epoch)
+    return torch.randperm(n, generator=generator).tolist()

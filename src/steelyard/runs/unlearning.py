@@ -1,0 +1,300 @@
+"""The unlearning loop: two losses in one step, stopped at a reference, kept within a tolerance.
+
+    for step in planned steps:
+        forget batch, retain batch -> Tasks.backward(retain=R, forget=F) -> weighted gradient
+        optimizer.step(), or GeN's step on a fresh retain batch               (lr None)
+        evaluation: mean loss of answer tokens on some rows of both sets
+            forget loss at the reference                      -> stop
+            retain loss above its tolerance                   -> back to the last state within, stop
+
+Which rows a step reads is a function of seed and step alone, so a resumed run is the run that was
+not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.objectives import CE, Pair, Reference, Tokens, encode, idk_rows, swapped_rows
+from steelyard.objectives.negation import negate
+from steelyard.rows.tasks import Tasks
+from steelyard.runs.checkpoint import (
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from steelyard.runs.events import Events
+from steelyard.runs.interrupt import Interrupted, interruptible
+from steelyard.runs.methods import METHODS, objectives_of, weighting_of
+from steelyard.runs.progress import RunProgress
+from steelyard.runs.unlearn_config import UnlearnConfig
+from steelyard.runs.unlearn_eval import evaluating, mean_loss, placed, put, rows_of_step
+from steelyard.steps.gen import GeN
+
+Row = dict[str, Any]
+STARTS = {"lora": 1e-4, "full": 1e-5}  # learning rates from which GeN begins
+FIT_EVERY = 10  # steps between two of its fits, as in NGDiff
+FLOOR = 0.1  # nats: a retain loss below it counts as this much for the tolerance
+FORGET, RETAIN, PROBES = range(3)  # streams of rows
+
+
+class Unlearning:
+    """One run: its parts, `run()` to the end, `states()` for a checkpoint.
+
+    model, tokenizer: a causal language model that is changed in place. forget, retain: rows as of
+    `steelyard.data.prompts`. stop_forget: the forget loss to stop at, where the settings have none.
+    Raises ValueError for rows that do not fit, and settings that do not fit the model.
+    """
+
+    def __init__(
+        self,
+        config: UnlearnConfig,
+        model: nn.Module,
+        tokenizer: Any,
+        forget: Sequence[Row],
+        retain: Sequence[Row],
+        *,
+        run_id: str,
+        stop_forget: float | None = None,
+    ):
+        self.config, self.model, self.tokenizer, self.run_id = config, model, tokenizer, run_id
+        self.method = METHODS[config.method]
+        self.device = next(model.parameters()).device
+        self.steps = max(1, math.ceil(config.epochs * len(forget) / config.batch))
+        self.step, self.seconds, self.stopped = 0, 0.0, ""
+        self.forget = self._encoded("forget", forget)
+        self.retain = self._encoded("retain", retain)
+        self._pairs = self._paired(forget)
+        self._forget_loss, self._retain_loss = objectives_of(config)
+        wanted = [loss for loss in (self._forget_loss, self._retain_loss) if loss is not None]
+        asks = any(loss.needs_reference for loss in wanted)
+        self._reference = Reference.of(model) if asks else None
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if config.method == "negation" and len(self.parameters) < len(list(model.parameters())):
+            raise ValueError("--method negation walks back all weights: use --adapter full")
+        self._kept = (0, [p.detach().clone() for p in self.parameters])
+        self._start = self._kept[1] if config.method == "negation" else []
+        self.optimizer = self._optimizer()
+        self.weighting = weighting_of(config)
+        self.tasks = Tasks(
+            self.parameters,
+            self.weighting,
+            names=["retain", "forget"] if self.method.retains else ["forget"],
+            optimizer=self.optimizer if self.method.metric else None,
+        )
+        self.rate = (
+            GeN(self.optimizer, model=model, every=FIT_EVERY, seed=config.seed)
+            if config.lr is None
+            else None
+        )
+        self._target = config.stop_forget if stop_forget is None else stop_forget
+        self.first: dict[str, float] = {}
+
+    def _encoded(self, name: str, rows: Sequence[Row]) -> Tokens:
+        if not rows:
+            raise ValueError(f"the {name} set is empty: give it one row at least")
+        try:
+            return encode(
+                self.tokenizer, rows, length=self.config.length, template=self.config.template
+            )
+        except ValueError as error:
+            raise ValueError(f"{name} set: {error}") from None
+
+    def _paired(self, forget: Sequence[Row]) -> Tokens | None:
+        """The other answers to the forget prompts, where the method prefers them."""
+        if not self.method.pairs:
+            return None
+        seed = self.config.seed
+        other = idk_rows if self.method.pairs == "idk" else swapped_rows
+        return self._encoded("forget", other(forget, seed=seed))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        lr = STARTS[self.config.adapter] if self.config.lr is None else self.config.lr
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters, lr=lr)
+        return torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
+
+    # -- one step ----------------------------------------------------------------------------------
+
+    def _one_step(self) -> dict[str, Any]:
+        """One optimizer step; what was weighed, in numbers."""
+        self.model.train()
+        rows: dict[str, list[Callable[[], Tensor]]] = {}
+        if self._retain_loss is not None:
+            rows["retain"] = self._parts(self.retain, None, RETAIN, self._retain_loss)
+        rows["forget"] = self._parts(self.forget, self._pairs, FORGET, self._forget_loss)
+        record = self.tasks.backward(**rows)  # pyright: ignore[reportArgumentType]
+        if self.rate is None:
+            self.optimizer.step()
+        else:
+            # one draw, outside: all probes of a fit see the same batch
+            probes = self._drawn(self.retain, PROBES)
+            self.rate.step(lambda: CE().per_sample(self.model, probes))
+        self.optimizer.zero_grad()
+        return {
+            "losses": record.losses,
+            "norms": record.norms,
+            "weights": record.weights,
+            "cosine": record.cosines.get(("retain", "forget")),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _parts(
+        self, tokens: Tokens, chosen: Tokens | None, stream: int, loss: Any
+    ) -> list[Callable[[], Tensor]]:
+        """One function for each micro-batch of this step's rows: losses [B]."""
+        index = self._index(len(tokens), stream)
+        pieces: list[Callable[[], Tensor]] = []
+        for piece in index.split(self.config.micro_batch):
+            given: Tokens | Pair = tokens.rows(piece).trimmed().to(self.device)
+            if chosen is not None:
+                given = Pair(chosen.rows(piece).trimmed().to(self.device), given)
+            pieces.append(partial(loss.per_sample, self.model, given, self._reference))
+        return pieces
+
+    def _drawn(self, tokens: Tokens, stream: int) -> Tokens:
+        index = self._index(len(tokens), stream)
+        return tokens.rows(index).trimmed().to(self.device)
+
+    def _index(self, n: int, stream: int) -> Tensor:
+        """The rows of this step: epochs over the set, each shuffled anew by seed and stream."""
+        return rows_of_step(self.step, self.config.batch, n, 4 * self.config.seed + stream)
+
+    # -- evaluation and stopping -------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean cross-entropy in nats a token of some rows' answers, of both sets."""
+        there = nullcontext()
+        if self.config.method == "negation":
+            there = placed(self.parameters, self._negated())
+        with evaluating(self.model), there:
+            return {
+                "forget_loss": mean_loss(self.model, self.forget, self.config.rows),
+                "retain_loss": mean_loss(self.model, self.retain, self.config.rows),
+            }
+
+    def _negated(self) -> list[Tensor]:
+        """The weights on the other side of where training on the forget set went."""
+        before = {str(i): t for i, t in enumerate(self._start)}
+        after = {str(i): p.detach() for i, p in enumerate(self.parameters)}
+        return list(negate(before, after, self.config.gamma).values())
+
+    @property
+    def limit(self) -> float | None:
+        """The retain loss to stay below; None without a tolerance."""
+        tolerance = self.config.tolerance
+        return (
+            None if tolerance is None else (1 + tolerance) * max(self.first["retain_loss"], FLOOR)
+        )
+
+    def _judge(self, found: dict[str, float]) -> str:
+        """Why to stop here; "" for going on. A state outside the tolerance is given up."""
+        limit = self.limit
+        if limit is not None and not found["retain_loss"] <= limit:
+            step, state = self._kept
+            put(self.parameters, state)
+            return (
+                f"the retain loss {found['retain_loss']:.3g} is above its limit {limit:.3g}: back "
+                f"to the state after step {step}"
+            )
+        self._kept = (self.step, [p.detach().clone() for p in self.parameters])
+        if self._target is not None and found["forget_loss"] >= self._target:
+            return f"the forget loss reached {self._target:.3g}"
+        return ""
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def run(self, folder: Path, events: Events, progress: RunProgress) -> dict[str, float]:
+        """To the last step, or to what stops it; the final losses. Raises Interrupted."""
+        evaluate_every = self.config.evaluate_every or max(1, self.steps // 20)
+        checkpoint_every = self.config.checkpoint_every or math.ceil(self.steps / 5)
+        if self.step == 0:
+            torch.manual_seed(self.config.seed)  # dropout
+            self.first = self.evaluate()
+            events.emit("eval", 0, **self.first)
+        found = dict(self.first)
+        with interruptible() as pressed:
+            while self.step < self.steps and not self.stopped:
+                began = time.monotonic()
+                told = self._one_step()
+                self.step += 1
+                self.seconds += time.monotonic() - began
+                events.emit("train", self.step, **told)
+                last = self.step == self.steps
+                if self.step % evaluate_every == 0 or last:
+                    found = self.evaluate()
+                    events.emit("eval", self.step, **found)
+                    self.stopped = self._judge(found)
+                    speed = 2 * self.config.batch * self.step / max(self.seconds, 1e-9)
+                    progress.update(self.step, speed, loss=found["retain_loss"])
+                stop = pressed.is_set()
+                if self.step % checkpoint_every == 0 or last or stop or self.stopped:
+                    self.save(folder, events)
+                if stop:
+                    events.emit("interrupt", self.step)
+                    raise Interrupted(self.step)
+        if self.stopped:
+            events.emit("stop", self.step, reason=self.stopped)
+            progress.note(f"stopped after step {self.step}: {self.stopped}")
+            found = self.evaluate()
+        if self.config.method == "negation":
+            put(self.parameters, self._negated())
+        self.model.eval()
+        return found
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def states(self) -> dict[str, Any]:
+        """All but the trained tensors: what `resume` needs to go on bit for bit."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "rate": None if self.rate is None else self.rate.state_dict(),
+            "weighting": _state(self.weighting),
+            "first": self.first,
+            "kept": {"step": self._kept[0], "state": self._kept[1]},
+            "start": self._start,
+            "random": random_states(),
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+        }
+
+    def save(self, folder: Path, events: Events) -> None:
+        path = save_checkpoint(
+            folder / "checkpoints",
+            self.step,
+            run_id=self.run_id,
+            model={str(i): p.detach() for i, p in enumerate(self.parameters)},
+            states=self.states(),
+        )
+        events.emit("checkpoint", self.step, path=f"checkpoints/{path.name}")
+
+    def resume(self, folder: Path) -> list[str]:
+        """Go to the newest usable checkpoint of this run in `folder`; notices of refused ones."""
+        saved = load_checkpoint(folder / "checkpoints", run_id=self.run_id)
+        states = saved.states
+        put(self.parameters, [saved.model[str(i)] for i in range(len(self.parameters))])
+        self.optimizer.load_state_dict(states["optimizer"])
+        if self.rate is not None:
+            self.rate.load_state_dict(states["rate"])
+        if states["weighting"] is not None:
+            self.weighting.load_state_dict(states["weighting"])
+        self.first = states["first"]
+        self._kept = (states["kept"]["step"], states["kept"]["state"])
+        self._start = states["start"]
+        self.step, self.seconds, self.stopped = saved.step, states["seconds"], states["stopped"]
+        return [*saved.notices, *restore_random_states(states["random"])]
+
+
+def _state(weighting: Any) -> dict[str, Any] | None:
+    """What a weighting remembers, if it does."""
+    return weighting.state_dict() if hasattr(weighting, "state_dict") else None
