@@ -115,6 +115,8 @@ def show_preview(preview: Preview, config: dict[str, Any]) -> None:
     if preview.n_public:
         first = f", the first {preview.public_steps:,} steps on them alone"
         rows["public"] = f"{preview.n_public:,} samples" + (first if preview.public_steps else "")
+    if preview.rates:
+        rows["step size"] = preview.rates
     if config["filters"]:
         rows["filters"] = ", then ".join(config["filters"])
     if plan is None:

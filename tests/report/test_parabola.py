@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from steelyard.report.parabola import _draw, csv_text, png, svg, write_parabola
+from steelyard.report.parabola import csv_text, draw, png, svg, write_parabola
 from steelyard.report.plots import LIGHT
 from steelyard.steps.quadratic import Points, Quadratic, fit
 
@@ -25,7 +25,7 @@ def fitted(a=(2.0, 1.0), b=(1.0, 1.5), cubic=0.0, sigma=0.0) -> Quadratic:
 
 def drawn(q: Quadratic, direction: int, loss: int = 0):
     axes = Figure().subplots()
-    _draw(axes, q, direction, loss, LIGHT)
+    draw(axes, q, LIGHT, direction=direction, loss=loss)
     return axes, {text.get_text() for text in axes.get_legend().get_texts()}
 
 

@@ -173,7 +173,7 @@ def test_phases_happen_once_before_their_step(new_training, carry_out, tmp_path)
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_phases_happen_once_across_a_resume(new_training, carry_out, tmp_path, stop):
     def slower(run) -> None:
-        run.schedule.base_lrs = [0.01]
+        run.schedule.scheduler.base_lrs = [0.01]
         done.append(run.step)
 
     done: list[int] = []

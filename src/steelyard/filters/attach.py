@@ -27,12 +27,20 @@ from torch.optim import Optimizer
 from steelyard.filters.chain import charges
 from steelyard.types import Accountant, Connected, Mechanism, Removable, Rows, Stateful
 
-_PRIVATE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+# private optimizers, each with the parts of its mechanism
+_PRIVATE: weakref.WeakKeyDictionary[Optimizer, list[Any]] = weakref.WeakKeyDictionary()
 
 
 def is_private(optimizer: Optimizer) -> bool:
     """Whether its steps are private releases: whatever looks at its losses must ask."""
     return optimizer in _PRIVATE
+
+
+def step_watchers(optimizer: Optimizer) -> list[Any]:
+    """Attached parts that measure where a step has moved (`watches_steps`): whoever changes the
+    parameters behind the step must `reset()` them."""
+    parts = _PRIVATE.get(optimizer, [])
+    return [part for part in parts if getattr(part, "watches_steps", False)]
 
 
 class Attached:
@@ -52,19 +60,19 @@ class Attached:
         self._optimizer = weakref.ref(optimizer)
         self._handles: list[Removable] = [optimizer.register_step_pre_hook(self._before_step)]
         try:
-            for part in getattr(mechanism, "parts", [mechanism]):
+            for part in (parts := list(getattr(mechanism, "parts", [mechanism]))):
                 if isinstance(part, Connected):
                     self._handles += part.connect(optimizer, rows)
         except BaseException:
             self.detach()
             raise
-        _PRIVATE.add(optimizer)
+        _PRIVATE[optimizer] = parts
 
     def detach(self) -> None:
         """Remove the hooks; the optimizer is as it was."""
         optimizer = self._optimizer()
         if optimizer is not None:
-            _PRIVATE.discard(optimizer)
+            _PRIVATE.pop(optimizer, None)
         for handle in self._handles:
             handle.remove()
 

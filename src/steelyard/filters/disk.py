@@ -90,6 +90,11 @@ class Disk:
         return 0 if self.gain == 1 else 2
 
     @property
+    def watches_steps(self) -> bool:
+        """Whether the next gradient depends on where the optimizer's step has moved."""
+        return self.gain != 1
+
+    @property
     def coefficients(self) -> tuple[list[float], list[float]]:
         """b and a of what it does to noise: an exponential average of gain kappa."""
         return [self.gain], [1.0, self.gain - 1.0]

@@ -48,6 +48,8 @@ class Tokens:
         if self.device.type == "cpu":
             if (self.attention_mask.diff(dim=1) > 0).any():
                 raise ValueError("attention_mask rises along a row: pad on the right, not the left")
+            if (self.attention_mask.sum(1) == 0).any():
+                raise ValueError("attention_mask is 0 along a whole row: leave empty rows out")
             if ((self.labels != IGNORED) & (self.attention_mask == 0)).any():
                 raise ValueError("labels name tokens of the padding: set them to -100 there")
 
@@ -67,7 +69,7 @@ class Tokens:
 
     def trimmed(self) -> Tokens:
         """The same rows without the columns that are padding in all of them."""
-        longest = int(self.attention_mask.sum(1).max())
+        longest = int(self.attention_mask.any(0).sum())
         return Tokens(*(t[:, :longest] for t in self._tensors()))
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,10 +168,12 @@ def prompt_ids(tokenizer: Any, text: str, *, template: bool = False) -> list[int
         message = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # it holds its own
-    begin = tokenizer.bos_token_id
-    # some tokenizers begin texts with it (Llama), some only know it (GPT-2); none may end a prompt
-    habit = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
-    return [begin] * habit + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    begin: int | None = tokenizer.bos_token_id
+    # some tokenizers begin texts with it (Llama), others only know it (GPT-2)
+    if begin is not None and tokenizer("")["input_ids"][:1] == [begin]:
+        return [begin, *ids]
+    return ids
 
 
 def logits(model: nn.Module, tokens: Tokens) -> Tensor:
@@ -187,11 +191,10 @@ def forward(model: nn.Module, tokens: Tokens) -> Any:
 
     A model without one must be causal: then no token sees the padding on its right.
     """
-    takes = _arguments(model)
     options: dict[str, Any] = {}
-    if "attention_mask" in takes:
+    if _accepts(model, "attention_mask"):
         options["attention_mask"] = tokens.attention_mask
-    if "use_cache" in takes:
+    if _accepts(model, "use_cache"):
         options["use_cache"] = False  # nothing is generated: keep no keys and values
     return model(tokens.input_ids, **options)
 
@@ -234,12 +237,13 @@ def _padded(prompts: list[list[int]], answers: list[list[int]]) -> Tokens:
     return Tokens(input_ids, labels, mask)
 
 
-def _arguments(model: nn.Module) -> frozenset[str]:
-    """Names of what the model's forward takes: of the outermost module that does not only pass on
-    `*args, **kwargs` (as wrappers of peft, DDP and others do)."""
+def _accepts(model: nn.Module, name: str) -> bool:
+    """Whether a keyword argument of that name reaches somebody who knows it: wrappers (of peft,
+    DDP, torch.compile) hand on what they do not name, so the look goes inwards through them."""
     for module in model.modules():
-        parameters = inspect.signature(module.forward).parameters.values()
-        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if named:
-            return frozenset(named)
-    return frozenset()
+        parameters = inspect.signature(module.forward).parameters
+        if name in parameters:
+            return True
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return False
+    return False

@@ -1,4 +1,5 @@
-"""Write the report of a run: report.html, curves.png and curves.csv into its folder."""
+"""Write the report of a run into its folder: report.html, curves.png and curves.csv; where rates
+were found, rates.png, rates.csv and parabolas.csv; where gradients were noised, spectrum.png."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from steelyard.report import spectrum, tables, words
+from steelyard.report import rates, spectrum, tables, words
 from steelyard.report.curves import both, label, panels
 from steelyard.report.numerals import above, cell, prose
 from steelyard.report.read import Record, Run, number, read_run
@@ -19,7 +20,7 @@ SPECTRUM = "spectrum.csv"  # in the folder of a private run
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write report.html, curves.png and curves.csv beside the run's files; the page's path.
+    """Write the page and its pictures beside the run's files; the page's path.
 
     Guarantees: the page is one file without script that fetches nothing; a file is replaced whole
     or not at all; nothing is shown that the run computed from private data without noise, but for
@@ -30,15 +31,25 @@ def write_report(run_folder: Path) -> Path:
 
     folder = Path(run_folder)
     run, found = read_run(folder), _spectrum(folder)
+    learned = rates.rates_of(run)
     contents = {
         "curves.csv": tables.csv_text(run).encode(),
         "curves.png": png(panels(run, summarize(run).target)),
         **({} if found is None else {"spectrum.png": spectrum.png(found)}),
+        **({} if learned is None else _rates(learned)),
         "report.html": html(run).encode(errors="replace"),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return folder / "report.html"
+
+
+def _rates(learned: rates.Rates) -> dict[str, bytes]:
+    return {
+        "rates.csv": rates.csv_text(learned).encode(),
+        "parabolas.csv": rates.points_csv(learned).encode(),
+        "rates.png": rates.png(learned),
+    }
 
 
 def _spectrum(folder: Path) -> spectrum.Spectrum | None:
@@ -63,6 +74,7 @@ def html(run: Run) -> str:
     environment.filters.update(cell=cell, above=above, prose=prose)
     summary, found = summarize(run), _spectrum(run.folder)
     charts = panels(run, summary.target)
+    learned = rates.rates_of(run)
     return environment.get_template("template.html").render(
         run=run,
         s=summary,
@@ -74,6 +86,11 @@ def html(run: Run) -> str:
         cards=tables.cards(summary),
         tables=[(label(one), *tables.evaluations(one)) for one in both(run) if one.of_kind("eval")],
         spectrum=Markup("" if found is None else spectrum.svg(found)),
+        rates=learned,
+        rate_curves=Markup("" if learned is None else rates.svg(learned)),
+        parabolas=[(one, Markup(drawing)) for one, drawing in rates.parabola_svgs(learned)]
+        if learned
+        else [],
         clip=tables.clip_statistics(run),
         command=_command(run.config.get("command")),
         date=_date(run.start),

@@ -52,23 +52,30 @@ def csv_text(fitted: Quadratic, *, direction: int = 0, loss: int = 0) -> str:
     )
 
 
-def svg(fitted: Quadratic, *, direction: int = 0, loss: int = 0) -> str:
-    """For the page: see `steelyard.report.plots.svg`."""
+def svg(fitted: Quadratic, *, direction: int = 0, loss: int = 0, key: str = "parabola") -> str:
+    """For the page: see `steelyard.report.plots.svg`; key: what its ids start with."""
     _along(fitted, direction, loss)  # refuses before anything is drawn
-    return drawn_svg("parabola", lambda axes, c: _draw(axes, fitted, direction, loss, c))
+    return drawn_svg(key, lambda axes, c: draw(axes, fitted, c, direction=direction, loss=loss))
 
 
 def png(fitted: Quadratic, *, direction: int = 0, loss: int = 0, title: str = "") -> bytes:
     """Loss against multiples of the step, on white paper."""
     _along(fitted, direction, loss)
     return drawn_png(
-        lambda axes, colours: _draw(axes, fitted, direction, loss, colours), title=title
+        lambda axes, colours: draw(axes, fitted, colours, direction=direction, loss=loss),
+        title=title,
     )
 
 
-def _draw(
-    axes: Axes, fitted: Quadratic, direction: int, loss: int, colours: Mapping[str, str]
+def draw(
+    axes: Axes,
+    fitted: Quadratic,
+    colours: Mapping[str, str],
+    *,
+    direction: int = 0,
+    loss: int = 0,
 ) -> None:
+    """The parabola and its points on axes of `steelyard.report.plots`."""
     x, y = _along(fitted, direction, loss)
     a, b = float(fitted.a[loss, direction]), float(fitted.b[loss, direction])
     best = b / a if a > 0 else math.nan

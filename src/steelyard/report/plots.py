@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from steelyard.report.curves import Line, Panel, Point
@@ -37,7 +38,7 @@ def svg(panel: Panel) -> str:
     Guarantees: every colour is `var(--role)`; ids start with the panel's key; the same panel gives
     the same text.
     """
-    return drawn_svg(panel.key, lambda axes, colours: _draw(axes, panel, colours))
+    return drawn_svg(panel.key, partial(_draw, panel=panel))
 
 
 def drawn_svg(key: str, draw: Callable[[Axes, dict[str, str]], None]) -> str:
@@ -55,18 +56,31 @@ def drawn_svg(key: str, draw: Callable[[Axes, dict[str, str]], None]) -> str:
 
 def png(panels: Sequence[Panel]) -> bytes:
     """All panels side by side on white paper, with titles; a blank strip if there are none."""
+    return drawn_sheet(
+        [
+            (panel.title[0].upper() + panel.title[1:], partial(_draw, panel=panel))
+            for panel in panels
+        ]
+    )
+
+
+def drawn_sheet(
+    charts: Sequence[tuple[str, Callable[[Axes, dict[str, str]], None]]], *, columns: int = 0
+) -> bytes:
+    """(title, draw) of several charts, side by side (0) or `columns` to a row, on white paper."""
     from matplotlib.figure import Figure
 
     with _style("png"):
-        columns = max(1, len(panels))
-        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] + 0.35), dpi=160)
+        columns = min(columns or len(charts), len(charts)) or 1
+        rows = max(1, -(-len(charts) // columns))
+        figure = Figure(figsize=(SIZE[0] * columns, (SIZE[1] + 0.35) * rows), dpi=160)
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
-        for axes, panel in zip(figure.subplots(1, columns, squeeze=False)[0], panels, strict=False):
-            _draw(axes, panel, LIGHT)
-            title = panel.title[0].upper() + panel.title[1:]
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (title, draw) in zip(places, charts, strict=False):
+            draw(axes, LIGHT)
             axes.set_title(title, loc="left", color=LIGHT["ink"], fontsize=11, weight="bold")
-        if not panels:
-            figure.axes[0].set_axis_off()
+        for axes in figure.axes[len(charts) :]:
+            axes.set_axis_off()
         out = io.BytesIO()
         figure.savefig(out, format="png", facecolor="white", metadata={"Software": None})
     return out.getvalue()
@@ -111,7 +125,7 @@ def _style(salt: str) -> Iterator[None]:
         yield
 
 
-def _draw(axes: Axes, panel: Panel, colors: dict[str, str]) -> None:
+def _draw(axes: Axes, colors: dict[str, str], panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     last = max(line.points[-1][0] for line in panel.lines)

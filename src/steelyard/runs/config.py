@@ -15,8 +15,10 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "linear", "cosine")
 SWITCHES = ("reset-m", "reset-v", "keep", "reset-all")
 STOPS = ("share", "validation", "curvature")
+STEPS = ("fixed", "gen", "hidlr")
 _POSITIVE = (
     *("epochs", "steps", "batch", "micro_batch", "lr", "length", "public_batch", "public_lr"),
+    "step_every",
 )
 
 
@@ -62,6 +64,13 @@ class TrainConfig:
     warmup: int = 0  # steps
     average: float | None = None
 
+    step: str = "fixed"  # or gen, hidlr: rates found from probe losses, the schedule as a factor
+    step_every: int | None = None  # steps from fit to fit; default: 8, hidlr max(8, 4 groups)
+    step_groups: str | None = None  # of hidlr: roles (default), coarse, or patterns
+    step_probes: int | None = None  # losses in one fit of gen: 5 (default), or 3
+    step_part: float | None = None  # probe batch as a share of the batch; default: 0.5
+    step_bootstrap: int | None = None  # first fits, one at every step; default: 20
+
     public_data: str | None = None  # public samples beside the private ones, or
     public_part: float | None = None  # a share of the training data that is declared public
     public_batch: int = 128
@@ -82,6 +91,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "filters", tuple(self.filters))  # a list, read from JSON
         self._check_public()
+        self._check_step()
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -140,6 +150,38 @@ class TrainConfig:
                 raise ValueError(
                     f"--{flag} works on privatised gradients, and this run has no privacy: drop it"
                 )
+
+    def _check_step(self) -> None:
+        """What `steelyard.runs.step_size` is asked for."""
+        if self.step not in STEPS:
+            raise ValueError(
+                f"unknown --step {self.step!r}: choose one of {', '.join(STEPS)} (how many steps: "
+                "--steps)"
+            )
+        about = ("every", "groups", "probes", "part", "bootstrap")
+        given = [name for name in about if getattr(self, f"step_{name}") is not None]
+        if self.step == "fixed":
+            if given:
+                raise ValueError(
+                    f"--step-{given[0]} is about rates that are found: give --step gen or hidlr"
+                )
+            return
+        for name, only in (("groups", "hidlr"), ("probes", "gen")):
+            if name in given and self.step != only:
+                raise ValueError(f"--step-{name} is of --step {only}, found --step {self.step}")
+        if self.step_probes not in (None, 3, 5):
+            raise ValueError(f"--step-probes must be 3 or 5, found {self.step_probes}")
+        if self.step_part is not None and not 0 < self.step_part <= 1:
+            raise ValueError(f"--step-part must be in (0, 1], found {self.step_part}")
+        if self.step_bootstrap is not None and self.step_bootstrap < 0:
+            raise ValueError(f"--step-bootstrap must be 0 or more, found {self.step_bootstrap}")
+        if self.public_lr is not None:
+            raise ValueError(f"--public-lr sets a rate that --step {self.step} finds: drop one")
+        if self.private and not self.has_public:
+            raise ValueError(
+                f"--step {self.step} looks at losses without noise, and this run's data is "
+                "private: give --public-part 0.05 or --public-data, where looking costs nothing"
+            )
 
     @property
     def has_public(self) -> bool:

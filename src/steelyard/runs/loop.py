@@ -6,7 +6,7 @@
     for step in the others:
         actions that are due at this step
         Poisson batch -> micro-batches -> rows.backward(losses)   (not private: losses.backward())
-        optimizer.step()                                          (hook: pay, noise, filter)
+        optimizer.step(), perhaps a fit of its rates              (hook: pay, noise, filter)
         events, evaluation, checkpoint
 
 Everything that decides the next step is in the checkpoint (model, optimizer, filters, ledger,
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steelyard.plans.pretraining import split_steps
@@ -46,6 +45,7 @@ from steelyard.runs.private import PrivateSide
 from steelyard.runs.problem import Problem
 from steelyard.runs.progress import RunProgress
 from steelyard.runs.public import PublicPhase
+from steelyard.runs.step_size import step_size
 from steelyard.steps.switch import carry_over
 
 
@@ -87,7 +87,7 @@ class Training:
         self.optimizer = make_optimizer(config, self.model)
         first = split_steps(steps, config.public_first)[0] if plan is None else steps - plan.steps
         self.phase = PublicPhase(problem, config, plan, first) if problem.n_public else None
-        self.schedule = LambdaLR(self.optimizer, self._rate)
+        self.schedule = step_size(problem, config, self.model, self.optimizer, self._rate, steps)
         self.expected_batch = float(config.batch)
         self.sampler = PoissonSampler(
             problem.n,
@@ -135,8 +135,7 @@ class Training:
             return
         self.steps -= planned - self.phase.steps
         carried = carry_over(self.optimizer, self.config.at_switch)
-        for group, lr in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = lr * self._rate(self.step)
+        self.schedule.again()
         kind = "all samples" if self.private is None else "private"
         events.emit("phase", self.step, name=f"{kind}, {carried}")
         self._connect()
@@ -176,13 +175,15 @@ class Training:
         with interruptible() as pressed:
             while self.step < self.steps:
                 self._act(events)
-                lr, began = self.optimizer.param_groups[0]["lr"], time.monotonic()
+                lr, began = self.schedule.lr, time.monotonic()
                 samples, loss = self._one_step()
                 self.step += 1
                 if self._public:
                     self._switch(events)
                 took = time.monotonic() - began
                 seen, busy, self.seconds = seen + samples, busy + took, self.seconds + took
+                if (found := self.schedule.take()) is not None:
+                    events.emit("rate", self.step, **found)
                 last = self.step == self.steps
                 epsilon = self.spent()
                 if log := self.step % log_every == 0 or last:
@@ -248,8 +249,6 @@ class Training:
             raise FloatingPointError(
                 f"the loss is not finite at step {self.step}: lower --lr (now {self.config.lr})"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

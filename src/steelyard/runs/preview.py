@@ -30,6 +30,7 @@ class Preview:
     public_steps: int
     n_public: int
     memory: dict[str, float]
+    rates: str  # how the step size is found; "" where it is the schedule's
     notes: list[str]
 
 
@@ -88,7 +89,9 @@ def preview(config: TrainConfig, table: Table | None = None) -> Preview:
         public_steps=training.public_steps,
         n_public=problem.n_public,
         memory=estimate_memory(training),
+        rates=training.schedule.about,
         notes=[
+            *training.schedule.notes,
             *problem.public,
             *problem.assumptions,
             *(training.private.warnings if training.private else []),
@@ -120,6 +123,7 @@ def estimate_memory(training: Training) -> dict[str, float]:
         "gradients": trainable,
         "optimizer": moments(config) * trainable,
         "filters": (training.private.buffers if training.private else 0) * trainable,
+        "probes": training.schedule.copies * trainable,
         "average": parameters if config.average else 0,
         "activations": factor * per_sample * min(config.micro_batch, config.batch),
         "data": problem.train_x.nbytes + problem.test_x.nbytes,

@@ -108,8 +108,10 @@ def _start(
         write_json(out / "environment.json", environment(training.problem.device))
         write_json(out / "config.json", settings)
         note(f"{out}: {_headline(training)}")
-        for text in training.private.warnings if training.private else []:
-            note(text)
+        warnings = training.private.warnings if training.private else []
+        for text in (training.schedule.about, *training.schedule.notes, *warnings):
+            if text:
+                note(text)
         tracker = find_tracker(config.tracker, out, out.name)
         with Events(out / "events.jsonl", [tracker] if tracker else []) as events:
             events.emit("start", 0, run=training.run_id, **_shape(training))

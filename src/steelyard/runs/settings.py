@@ -101,16 +101,17 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
     public = {"public_data", "public_part"} & given.keys()
     about = {"public_batch", "public_lr", "public_stop", "at_switch", "reschedule"} & given.keys()
     used = {"public_weight", "public_first"} & given.keys()
+    probed = given.get("step", "fixed") != "fixed"  # on public samples, under privacy
     if about and not used:
         flag = sorted(about)[0].replace("_", "-")
         raise ValueError(
             f"--{flag} is about public samples in training: give --public-weight or --public-first"
         )
-    if public and not used:
+    if public and not used and not probed:
         flag = sorted(public)[0].replace("_", "-")
         raise ValueError(
             f"--{flag} names public samples and nothing uses them: give --public-weight (beside "
-            "the private ones) or --public-first (before them)"
+            "the private ones), --public-first (before them) or --step gen (to find the rate)"
         )
 
 

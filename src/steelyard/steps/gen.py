@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from steelyard.steps.displacements import Displacements
-from steelyard.steps.learning_rates import Rates, refuse_private
+from steelyard.steps.learning_rates import Rates, refuse_private, settle
 from steelyard.steps.private_probe import PrivateProbe
 from steelyard.steps.probing import TRAINING, Evaluator, Probe, micro_batches, probe
 from steelyard.steps.quadratic import Points, Policy, Quadratic, fit
@@ -49,7 +49,8 @@ LEAST_FACTOR = 0.01  # below it the step is too short to be stretched to the siz
 @dataclass(frozen=True)
 class Decision:
     """One fit, or why there was none. slope, curvature: b and a in units of eta (nan without a
-    fit); multiple: by which the rates were multiplied; lr: the first group's after it."""
+    fit); multiple: by which the rates were multiplied; lr: the first group's after it; fitted: the
+    parabola with its points."""
 
     step: int
     lr: float
@@ -59,6 +60,7 @@ class Decision:
     multiple: float
     accepted: bool
     reason: str
+    fitted: Quadratic | None = field(default=None, repr=False, compare=False)
 
 
 class GeN:
@@ -68,8 +70,8 @@ class GeN:
     model: whose modes and buffers are kept while probing; None where there are none. clip: of one
     multiple; None: the policy's. bootstrap: so many first fits, one at every step, with clip
     1/10..10 and without smoothing: for a first rate that is off by orders of magnitude. rescale:
-    let the step taken have the new rate too. training, seed: as of `Evaluator`.
-    Under `attach`: probes_are="public", or private=PrivateProbe(...).
+    let the step taken have the new rate too (behind DiSK: never, see `settle`). training, seed: as
+    of `Evaluator`. Under `attach`: probes_are="public", or private=PrivateProbe(...).
 
     | case | behaviour |
     |---|---|
@@ -221,8 +223,8 @@ class GeN:
         else:
             multiple, move, words = self._reach.rejected(found, q, booting=booting)
             reason = "; ".join(filter(None, (verdict.reason, words)))
-        if move is not None and (self._rescale or move == 0):
-            moved.commit([move])
+        if move is not None:
+            settle(self._optimizer, moved, [move], rescale=self._rescale)
         return self._note(q, multiple, verdict.accepted, reason)
 
     def _unfit(self, factor: float) -> str:
@@ -244,6 +246,7 @@ class GeN:
                 multiple,
                 accepted,
                 reason,
+                q,
             )
         )
         return self.log[-1]

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from steelyard.steps.displacements import Displacements
 from steelyard.steps.gen import LEAST_FACTOR
-from steelyard.steps.learning_rates import Rates, refuse_private
+from steelyard.steps.learning_rates import Rates, refuse_private, settle
 from steelyard.steps.parabolas import Parabola, Parabolas, along, multipliers, refuse_drawing
 from steelyard.steps.partition import Members, owners, partition, split
 from steelyard.steps.private_probe import PrivateProbe
@@ -91,6 +91,7 @@ class HiDLR:
     | a group that did not move: frozen, no gradient, rate 0 | left out, nothing evaluated |
     | full, A not positive definite | as without full |
     | decay(t) < 1/100 | no fit |
+    | behind DiSK | the step taken keeps its length, only the rates change (see `settle`) |
 
     Raises ValueError for groups that do not fit the optimizer, a learning-rate scheduler, somebody
     else's change of a learning rate, a private optimizer without a word on the probes.
@@ -226,8 +227,7 @@ class HiDLR:
         x = np.where(believed, change, s * common)
         for k in np.flatnonzero(believed):
             self._parabolas.reaches[self._names[k]].accepted(float(change[k]))
-        if (x != 1).any():  # else the parameters are where the step left them
-            moved.commit(x.tolist())
+        settle(self._optimizer, moved, x.tolist())
         changes = dict(zip(self._names, change.tolist(), strict=True))
         each = [changes.get(name or "", 1.0) for name in self._owners]  # None: all frozen
         self._rates.restore(np.multiply(self._rates.values, each).tolist(), self._steps)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steelyard.filters.attach import is_private
+from steelyard.filters.attach import is_private, step_watchers
+from steelyard.steps.displacements import Displacements
 
 NOT_LINEAR = (torch.optim.LBFGS, torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adafactor)
 
@@ -86,3 +87,22 @@ def refuse_private(optimizer: Optimizer) -> None:
             'without noise: probe public data and say probes_are="public", or give '
             "private=PrivateProbe(...)"
         )
+
+
+def settle(
+    optimizer: Optimizer, moved: Displacements, x: Sequence[float], *, rescale: bool = True
+) -> None:
+    """Leave the parameters at w(x) behind the step that `moved` them, which ended at x = 1.
+
+    rescale False: a step is kept whole, or taken back where x_k < 1/2: there a parabola with its
+    minimum at x_k is lower at 0 than at 1. So it is behind a filter that has measured the step
+    (DiSK), too; where something is taken back, such a filter begins anew.
+    """
+    watchers = step_watchers(optimizer)
+    if not rescale or watchers:
+        x = [0.0 if one < 0.5 else 1.0 for one in x]
+    if all(one == 1 for one in x):
+        return  # the parameters are where the step left them
+    moved.commit(x)
+    for part in watchers:
+        part.reset()

@@ -125,6 +125,14 @@ def by_pattern(
     return groups
 
 
+def by_text(model: nn.Module, text: str) -> Groups:
+    """As the command line has it: "roles", "coarse" (`by_role` with fine=False), or patterns of
+    `by_pattern` with commas between them."""
+    if text in ("roles", "coarse"):
+        return by_role(model, fine=text == "roles")
+    return by_pattern(model, [pattern.strip() for pattern in text.split(",")])
+
+
 def _names(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]:
     """First name of every trainable parameter -> the parameter, and all of its names."""
     places: dict[int, list[str]] = {}
