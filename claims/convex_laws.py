@@ -37,7 +37,7 @@ FOLLOWED = ("cosine", "linear", "cyclic:4", "wsd:0.8")
 
 CASES = (
     Case(
-        task="images", batch=2, pilots=(900, 1800, 3600), far=28_800,
+        task="images", batch=4, pilots=(450, 900, 1800), far=14_400,
         references=(0.05, 0.1, 0.2, 0.4, 0.8), shapes=("cosine", "wsd:0.8"), probe=1000,
     ),
     Case(

@@ -68,7 +68,7 @@ def test_the_tuned_schedule_is_found_between_the_decades(claim):
 )
 def test_the_verdict_counts_the_starts_within_two_percent(claim, good, expected):
     def loss(s):
-        if s["method"] != claim.METHOD:
+        if s["method"] != claim.METHOD or "peak" in s:
             return None if s["rate"] == 1 else bowl(s)
         return 1.019 if claim.STARTS.index(s["rate"]) < good[s["task"]] else 1.021
 
