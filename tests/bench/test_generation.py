@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from steelyard.bench.generation import end_tokens, greedy
+from steelyard.bench.scoring import accepts
 from steelyard.models import Task, gpt
 
 PROMPTS = ["Where?", "Who was it that came by in the night?", "x", "In Madera,", "Why is it so?"]
@@ -83,6 +84,23 @@ def test_ended_rows_leave_the_cache_and_the_rest_goes_on(tiny_lm, tokenizer):
     assert cut[1] == ""
     assert cut == [text.partition(letter)[0] for text in free]
     assert [text.removesuffix(letter) for text in expected] == cut
+
+
+def test_through_an_adapter(tiny_lm, tokenizer):
+    """peft's wrapper hands on keyword arguments that it does not name: the cache is still used."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_lm("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    model.eval()
+    assert accepts(model, "past_key_values")
+    expected = [plain(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    assert expected != [plain(tiny_lm("llama"), tokenizer, prompt, 12) for prompt in PROMPTS]
+    assert greedy(model, tokenizer, PROMPTS, max_new_tokens=12, batch=5) == expected
 
 
 def test_limits_per_row(tiny_lm, tokenizer):

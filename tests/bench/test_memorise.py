@@ -15,6 +15,7 @@ from steelyard.bench.memorise import (
     train,
     training_tokens,
 )
+from steelyard.objectives.tokens import logits, token_nll
 
 RECIPE = Recipe(vocabulary=400, width=32, layers=1, heads=2, tokens=300, lr=1e-2, warmup=5)
 
@@ -94,6 +95,15 @@ def test_a_row_longer_than_a_batch_stands_alone(rows, tokenizer):
     tokens = training_tokens(tokenizer, rows.forget)
     made = batches(tokens, 1, torch.Generator().manual_seed(0))
     assert [len(index) for index in made] == [1] * len(tokens)
+
+
+def test_the_loss_is_the_mean_over_labelled_tokens(rows, tokenizer):
+    model = make_model(tokenizer, RECIPE, seed=0)
+    tokens = training_tokens(tokenizer, rows.forget[:1])
+    with torch.no_grad():
+        nll, mask = token_nll(logits(model, tokens), tokens.labels)
+    loss = train(model, tokens, RECIPE, steps=1, seed=0)
+    assert loss == pytest.approx((nll.sum() / mask.sum()).item(), rel=1e-5)
 
 
 def test_training_lowers_the_loss_and_repeats_itself(rows, tokenizer):

@@ -247,9 +247,9 @@ def test_the_target_has_memorised_and_the_reference_has_not(tmp_path):
         for model in (made.target, made.reference)
     )
     for cell, value in (*target["forget"].items(), *target["retain"].items()):
-        assert value >= 0.9, (cell, target)
+        assert value >= 0.98, (cell, target)
     for cell, value in reference["retain"].items():
-        assert value >= 0.9, (cell, reference)
+        assert value >= 0.98, (cell, reference)
     for (task, what), value in reference["forget"].items():
         assert value <= (0.1 if what == "qa" else 0.5), (task, what, reference)
     assert auc(made.target, made.tokenizer, made.rows) > 0.99

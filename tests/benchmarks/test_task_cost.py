@@ -1,4 +1,4 @@
-"""The cost of weighing: every arm steps, NGDiff needs one gradient copy, the page says the limit."""
+"""The cost of weighing: every arm steps, NGDiff needs one gradient copy, the page marks limits."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_by_hand(objective):
     assert got.tolist() == pytest.approx(expected, abs=1e-12)
     half = objective(beta=0.5)(Fixed(0.5, 0.25, 0.25), pair, p0)
     first, second = (4 * math.log(1 + 8**-0.5), 4 * math.log(1 + 2**0.5))
-    assert float(half) == pytest.approx((first + second) / 2, abs=1e-12)
+    assert half.item() == pytest.approx((first + second) / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("objective", NAMES)

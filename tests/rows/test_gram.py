@@ -58,6 +58,17 @@ def test_combine_writes_into_the_last_row_and_rounds_half_precision_once():
     assert not torch.equal(twice, exact)
 
 
+def test_combine_in_another_memory_order():
+    for a, b in (
+        (torch.randn(5, 4).t(), torch.randn(4, 5)),
+        (torch.randn(4, 5), torch.ones(5, 4).t()),
+    ):
+        expected = 2 * a + 3 * b
+        (found,) = combine([[a], [b]], [2.0, 3.0])
+        assert found is b
+        torch.testing.assert_close(found, expected)
+
+
 def test_rows_in_another_memory_order():
     a = torch.randn(4, 5).t()
     b = torch.randn(5, 4)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from steelyard.runs import selection
+from steelyard.surgery.influence import influence
 
 COMMON = ("--fits", 3, "--batch", 32, "--device", "cpu")
 
@@ -100,9 +102,18 @@ def test_a_pretrained_model_and_a_larger_one(command_line, reviews, pretrained, 
     assert record["adapter"] == "full"
     assert record["transfer"]["chosen"] == record["chosen"]  # the same sizes
     assert {"head", "norm", "bias"} <= {row["group"] for row in record["groups"]}
-    lora = command_line(
-        "select", small, *given, "--adapter", "lora", "--budget", "100%", "--out", "l"
-    )
+    assert record["peft"] is None
+    assert "use apply(model)" in record["peft_reason"]
+
+
+def test_a_choice_that_peft_has(command_line, reviews, pretrained, tmp_path, monkeypatch):
+    def believed(*args, **options):  # the tiny model's LoRA is lost in rounding
+        found = influence(*args, **options)
+        return dataclasses.replace(found, values=dict.fromkeys(found.values, (0.1,) * 3))
+
+    monkeypatch.setattr(selection, "influence", believed)
+    given = ("--data", reviews, *COMMON, "--length", 8, "--adapter", "lora", "--budget", "100%")
+    lora = command_line("select", pretrained("bert"), *given, "--out", "l")
     assert lora.code == 0, lora.err
     assert "peft can express the choice: LoraConfig" in lora.out
     config = json.loads((tmp_path / "l" / "adapter_config.json").read_text())

@@ -78,3 +78,11 @@ def test_unknown_names_and_missing_packages_are_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(ImportError, match="schedulefree is not installed"):
         train(**setting("schedulefree"))
+
+
+def test_a_rewound_bootstrap_leaves_only_its_rate():
+    """A run that ends with its bootstrap is tested at the first weights."""
+    kept = train(**setting("gen", steps=6, bootstrap=6))
+    rewound = train(**setting("gen", steps=6, bootstrap=6, rewind=True))
+    assert rewound["loss"] == Task("images", 0).test()["loss"] != kept["loss"]
+    assert rewound["rates"] == kept["rates"]

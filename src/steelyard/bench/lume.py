@@ -144,6 +144,7 @@ def evaluate(
     LUME's own models were trained on raw text. between: in front of the questions' options, as in
     `encode`.
 
+    Texts are decoded as they are; the script lets the tokenizer drop blanks before punctuation.
     Guarantees: independent of `batch` and of the rows' order, up to rounding; the model is left as
     it was found. A task present in both sets counts, whatever its name: LUME has three.
     Raises: ValueError in one line for a missing tokenizer, for what `check_sets` refuses, for only

@@ -135,7 +135,7 @@ def _batch_scores(model: nn.Module, rows: Tokens) -> list[TokenScores]:
         _statistics(z[r, p], targets[r, p])
         for r, p in zip(row.split(step), place.split(step), strict=True)
     ]
-    table = torch.cat(parts).cpu().numpy()  # [N, 4]
+    table = torch.cat(parts).cpu().double().numpy()  # [N, 4]
     ends = np.cumsum((targets != IGNORED).sum(1).cpu().numpy())[:-1]
     return [
         TokenScores(part[:, 0], part[:, 1], part[:, 2], part[:, 3] > 0)
@@ -144,7 +144,7 @@ def _batch_scores(model: nn.Module, rows: Tokens) -> list[TokenScores]:
 
 
 def _statistics(z: Tensor, targets: Tensor) -> Tensor:
-    """log p of the target, mean and std of log p under p, hit or not: float64 [N, 4]."""
+    """log p of the target, mean and std of log p under p, hit or not: [N, 4]."""
     z = z if z.dtype == torch.float64 else z.float()
     log_p = z.log_softmax(-1)  # [N, V]
     p = log_p.exp()
@@ -155,4 +155,4 @@ def _statistics(z: Tensor, targets: Tensor) -> Tensor:
     std = (p * deviation).sum(-1).sqrt()
     found = log_p.gather(-1, targets[:, None])[:, 0]
     columns = (found, mean, std, z.argmax(-1) == targets)
-    return torch.stack([column.double() for column in columns], dim=1)
+    return torch.stack([column.to(z.dtype) for column in columns], dim=1)

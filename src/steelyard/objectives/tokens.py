@@ -176,6 +176,20 @@ def prompt_ids(tokenizer: Any, text: str, *, template: bool = False) -> list[int
     return ids
 
 
+def between_of(tokenizer: Any) -> str:
+    """What `encode` should put in front of answers that begin without a space: "" or " ".
+
+    "" where prompt and answer tokenized apart give what "x a" gives as a whole (Metaspace with a
+    prepended blank: Llama 2, T5); " " where the space belongs to the word behind it (byte-level
+    BPE: GPT-2, Llama 3, OLMo, Qwen).
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return "" if ids("x") + ids("a") == ids("x a") else " "
+
+
 def logits(model: nn.Module, tokens: Tokens) -> Tensor:
     """z [B, T, V] of a causal language model, at least float32; differentiable where `model` is.
 

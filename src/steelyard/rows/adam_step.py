@@ -21,7 +21,7 @@ from torch.optim import Adam, Optimizer
 from steelyard.rows.gram import Row
 from steelyard.rows.reference import accumulator
 
-PIECE = 1 << 17  # numbers worked on at once
+PIECE = 1 << 16  # numbers worked on at once
 
 
 def refuse_others(optimizer: Optimizer | None) -> None:
@@ -85,7 +85,9 @@ class AdamStep:
         beta1, beta2 = (float(beta) for beta in group["betas"])
         t = float(state.get("step", 0)) + 1
         decay, decoupled = float(group["weight_decay"]), bool(group["decoupled_weight_decay"])
-        sums = torch.zeros(4, dtype=torch.float64)
+        root2 = (1 - beta2**t) ** 0.5
+        scale = lr / (1 - beta1**t) * root2
+        sums = torch.zeros(5, dtype=torch.float64)
         moments = (state.get("exp_avg"), state.get("exp_avg_sq"))
         for w, f, m, v, *rows in _pieces(p, place.tensors[low], *moments, *place.tensors):
             assert w is not None
@@ -94,17 +96,20 @@ class AdamStep:
             for row, factor in zip(rows, factors, strict=True):
                 if row is not None:
                     u.add_(row, alpha=factor)
-            s = u if decoupled or not decay else u + decay * w
-            v = (1 - beta2) * s * s if v is None else beta2 * v + (1 - beta2) * s * s
-            P = lr / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt_() + float(group["eps"]))
-            step = P * ((1 - beta1) * s if m is None else beta1 * m + (1 - beta1) * s)
-            if decoupled and decay:
-                step += lr * decay * w
-            f = f * self._scales[low]
-            fP = f * P
-            found = [torch.dot(fP, u), torch.dot(fP, f), torch.dot(f, step)]
-            sums += torch.stack([*found, (1 - beta1) * found[1]]).cpu().double()
-        return sums
+            s = u if decoupled or not decay else u.add(w, alpha=decay)
+            seen = torch.zeros_like(s) if v is None else v * beta2
+            seen.addcmul_(s, s, value=1 - beta2)
+            fP = f / seen.sqrt_().add_(float(group["eps"]) * root2)  # P without its scale
+            old = fP.new_zeros(()) if m is None else torch.dot(fP, m)
+            found = [torch.dot(fP, u), torch.dot(fP, f), torch.dot(fP, s), old, torch.dot(f, w)]
+            sums += torch.stack(found).cpu().double()
+        c = self._scales[low]
+        along, own, new, old, back = sums.tolist()
+        step = scale * c * (beta1 * old + (1 - beta1) * new)
+        if decoupled:
+            step += lr * decay * c * back
+        own *= scale * c * c
+        return torch.tensor([scale * c * along, own, step, (1 - beta1) * own], dtype=torch.float64)
 
 
 def _pieces(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:

@@ -92,7 +92,7 @@ def _show(one: Chosen, *, moved: bool) -> None:
     how = ", gains as measured on the smaller model" if moved else ""
     table = Table(title=escape(f"groups of {one.model}{how}"), title_justify="left")
     table.add_column("group", overflow="fold", min_width=11)
-    for name in ("parameters", "share", "gain", "per parameter", "believed", "chosen"):
+    for name in ("parameters", "share", "gain", "density", "fits", "chosen"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in densest_first(found):
         believed = len(found.values[name])

@@ -32,7 +32,7 @@ from steelyard.runs.folder import new_folder, refuse_existing, write_json
 from steelyard.runs.problem import choose_device
 from steelyard.runs.progress import RunProgress
 from steelyard.runs.unlearn_config import UnlearnConfig
-from steelyard.runs.unlearn_eval import evaluating, mean_loss
+from steelyard.runs.unlearn_eval import encoded, evaluating, mean_loss
 from steelyard.runs.unlearning import Row, Unlearning
 
 Note = Callable[[str], None]
@@ -200,10 +200,8 @@ def _reference_loss(config: UnlearnConfig, forget: Sequence[Row], note: Note) ->
     """The forget loss of the reference model, to stop at; None without one."""
     if config.reference is None:
         return config.stop_forget
-    from steelyard.objectives import encode
-
     model, tokenizer = load(config.replace(model=config.reference, adapter="full"))
-    tokens = encode(tokenizer, forget, length=config.length, template=config.template)
+    tokens = encoded(tokenizer, forget, config)
     with evaluating(model):
         loss = mean_loss(model, tokens, config.rows)
     note(f"the reference's forget loss is {loss:.3g}: unlearning stops there")

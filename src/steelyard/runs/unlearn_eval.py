@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steelyard.objectives import Tokens, logits, token_nll
+from steelyard.objectives import Tokens, encode, logits, token_nll
+from steelyard.objectives.tokens import between_of
+from steelyard.runs.unlearn_config import UnlearnConfig
 
 BATCH = 16
+
+
+def encoded(tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: UnlearnConfig) -> Tokens:
+    """The rows as the settings want them: prompts masked, the usual blank before the answers."""
+    between = "" if config.template else between_of(tokenizer)
+    return encode(tokenizer, rows, length=config.length, template=config.template, between=between)
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """The small benchmark from end to end: a target that has memorised it, methods, and a reference.
 
-    target     trained on what is to be forgotten and on what is to be retained     (cached)
-    reference  trained on what is to be retained alone, the same steps               (cached)
-    method     the target, unlearned; stops at the reference's forget loss
+target     trained on what is to be forgotten and on what is to be retained     (cached)
+reference  trained on what is to be retained alone, the same steps               (cached)
+method     the target, unlearned; stops at the reference's forget loss
 
-    OUT/<method>/     a run folder each, with its own report
-    OUT/scores.json   LUME's scores of target, reference and methods
-    OUT/report.html, trajectories.png
+OUT/<method>/     a run folder each, with its own report
+OUT/scores.json   LUME's scores of target, reference and methods
+OUT/report.html, trajectories.png
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ def compare(out: Path, given: Mapping[str, Any], *, note: Note = lambda text: No
     began = time.monotonic()
     configs = [_config(method, given) for method in _methods(given)]
     small = _built(configs[0].seed, note)
-    from steelyard.objectives import encode
-    from steelyard.runs.unlearn_eval import mean_loss
+    from steelyard.runs.unlearn_eval import encoded, mean_loss
 
-    tokens = encode(small.tokenizer, small.forget, length=configs[0].length)
+    tokens = encoded(small.tokenizer, small.forget, configs[0])
     stop = mean_loss(small.reference, tokens, len(tokens))
     note(f"the reference's forget loss is {stop:.3g}: the methods stop there")
     begun: list[str] = []
@@ -107,7 +106,8 @@ def _config(method: str, given: Mapping[str, Any]) -> UnlearnConfig:
         "method": method, "adapter": "full", "lr": RATES.get(method, 1e-4), "epochs": 10.0,
         "batch": 16, "micro_batch": 16, "length": 256, "tolerance": 2.0,
     }  # fmt: skip
-    return UnlearnConfig(**settings | dict(given) | {"method": method})
+    settings |= dict(given) | {"method": method}
+    return UnlearnConfig(**settings)
 
 
 def _built(seed: int, note: Note) -> Small:

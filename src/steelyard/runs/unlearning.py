@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steelyard.objectives import CE, Pair, Reference, Tokens, encode, idk_rows, swapped_rows
+from steelyard.objectives import CE, Pair, Reference, Tokens, idk_rows, swapped_rows
 from steelyard.objectives.negation import negate
 from steelyard.rows.tasks import Tasks
 from steelyard.runs.checkpoint import (
@@ -38,7 +38,14 @@ from steelyard.runs.interrupt import Interrupted, interruptible
 from steelyard.runs.methods import METHODS, objectives_of, weighting_of
 from steelyard.runs.progress import RunProgress
 from steelyard.runs.unlearn_config import UnlearnConfig
-from steelyard.runs.unlearn_eval import evaluating, mean_loss, placed, put, rows_of_step
+from steelyard.runs.unlearn_eval import (
+    encoded,
+    evaluating,
+    mean_loss,
+    placed,
+    put,
+    rows_of_step,
+)
 from steelyard.steps.gen import GeN
 
 Row = dict[str, Any]
@@ -86,6 +93,7 @@ class Unlearning:
         self._start = self._kept[1] if config.method == "negation" else []
         self.optimizer = self._optimizer()
         self.weighting = weighting_of(config)
+        self._remembers = hasattr(self.weighting, "state_dict")
         self.tasks = Tasks(
             self.parameters,
             self.weighting,
@@ -104,9 +112,7 @@ class Unlearning:
         if not rows:
             raise ValueError(f"the {name} set is empty: give it one row at least")
         try:
-            return encode(
-                self.tokenizer, rows, length=self.config.length, template=self.config.template
-            )
+            return encoded(self.tokenizer, rows, self.config)
         except ValueError as error:
             raise ValueError(f"{name} set: {error}") from None
 
@@ -259,7 +265,7 @@ class Unlearning:
         return {
             "optimizer": self.optimizer.state_dict(),
             "rate": None if self.rate is None else self.rate.state_dict(),
-            "weighting": _state(self.weighting),
+            "weighting": self.weighting.state_dict() if self._remembers else None,
             "first": self.first,
             "kept": {"step": self._kept[0], "state": self._kept[1]},
             "start": self._start,
@@ -286,15 +292,10 @@ class Unlearning:
         self.optimizer.load_state_dict(states["optimizer"])
         if self.rate is not None:
             self.rate.load_state_dict(states["rate"])
-        if states["weighting"] is not None:
+        if self._remembers:
             self.weighting.load_state_dict(states["weighting"])
         self.first = states["first"]
         self._kept = (states["kept"]["step"], states["kept"]["state"])
         self._start = states["start"]
         self.step, self.seconds, self.stopped = saved.step, states["seconds"], states["stopped"]
         return [*saved.notices, *restore_random_states(states["random"])]
-
-
-def _state(weighting: Any) -> dict[str, Any] | None:
-    """What a weighting remembers, if it does."""
-    return weighting.state_dict() if hasattr(weighting, "state_dict") else None
