@@ -26,6 +26,7 @@ FORBIDDEN = {
     "filters": OUTSIDE,
     "steps": OUTSIDE,
     "surgery": OUTSIDE,
+    "objectives": OUTSIDE,
     "data": ("torch", "transformers", *OUTSIDE),
     "report": ("torch",),
 }

@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from steelyard import terminal
+from steelyard.bench import lume_commands
 from steelyard.bench.commands import bench_app
-from steelyard.runs import plan_commands, select_command, train_command
+from steelyard.runs import plan_commands, select_command, train_command, unlearn_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,9 +30,11 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets and models that can
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+lume_commands.register(bench_app)
 plan_commands.register(plan_app)
 train_command.register(app)
 select_command.register(app)
+unlearn_command.register(app)
 
 
 @plan_app.command("privacy")

@@ -86,12 +86,12 @@ def _first_line(text: str) -> str:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
+def resumable(folder: Path, verb: str = "train") -> Iterator[None]:
     """Ctrl-C: say what is saved and how to go on; exit code 130."""
     try:
         yield
     except KeyboardInterrupt as error:
-        how = f"go on with: steelyard train --resume {shlex.quote(str(folder))}"
+        how = f"go on with: steelyard {verb} --resume {shlex.quote(str(folder))}"
         step = getattr(error, "step", None)
         if step is not None:
             line(f"interrupted; saved at step {step}; {how}")
@@ -192,6 +192,34 @@ def summarise(folder: Path, report: Path) -> None:
             f"{result['seconds']:.1f}",
         )
     console(stderr=False).print(table)
+    note(f"report: {report}")
+
+
+def summarise_unlearning(folder: Path, report: Path) -> None:
+    """Losses and scores before and after, and where the report and the model are."""
+    result, samples = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("result", "samples")
+    )
+    table = _table(f"{result['method']}, {result['steps']} of {result['planned_steps']} steps")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, said in (("forget_loss", "forget loss"), ("retain_loss", "retain loss")):
+        _add(table, said, f"{result['before'][name]:.3g}", f"{result['after'][name]:.3g}")
+    before, after = samples["before"], samples["after"]
+    if before["twelve"] is None:
+        for which, what in (("forget", "still written"), ("retain", "kept")):
+            for name, value in before["scores"][which].items():
+                _add(
+                    table, f"{which}: {what}, {name}", f"{value:.3f}",
+                    f"{after['scores'][which][name]:.3f}",
+                )  # fmt: skip
+    else:
+        _add(
+            table, "aggregate of twelve", f"{before['aggregate']:.3f}", f"{after['aggregate']:.3f}"
+        )
+    console(stderr=False).print(table)
+    note(f"model: {folder / 'model'}")
     note(f"report: {report}")
 
 

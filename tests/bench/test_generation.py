@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from steelyard.bench.generation import end_tokens, greedy
-from steelyard.bench.scoring import accepts
 from steelyard.models import Task, gpt
+from steelyard.objectives.tokens import accepts
 
 PROMPTS = ["Where?", "Who was it that came by in the night?", "x", "In Madera,", "Why is it so?"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -82,4 +83,51 @@ def _tokenizer(transformers):
     words.train_from_iterator([["good", "bad", "film", "plot", "dull", "fine"]], trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]"
+    )
+
+
+@pytest.fixture(scope="session")
+def memorised():
+    """A tiny language model that knows ten answers to forget and ten to retain by heart:
+    (function that returns a fresh copy of it, tokenizer, forget rows, retain rows)."""
+    transformers = pytest.importorskip("transformers")
+    from steelyard.hf.sources import quiet
+    from steelyard.objectives import CE, encode
+
+    tokenizer = _letters(transformers)
+    forget, retain = (
+        [
+            {"id": f"{name}{i}", "input": f"{name} {i}?", "output": f" {7919 * (i + k) % 9973}"}
+            for i in range(10)
+        ]
+        for k, name in ((3, "code"), (40, "name"))
+    )
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96, "vocab_size": 128}
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends, **drops))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        tokens = encode(tokenizer, forget + retain, length=48)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss = CE()(model, tokens)
+            loss.backward()
+            optimizer.step()
+    assert loss.item() < 0.05
+
+    return lambda: copy.deepcopy(model), tokenizer, forget, retain
+
+
+def _letters(transformers):
+    """A tokenizer with one token for each character, and an end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {"<end>": 0} | {chr(code): code - 31 for code in range(32, 127)}
+    made = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<end>", pad_token="<end>", model_max_length=96
     )

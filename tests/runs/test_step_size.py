@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steelyard.runs import step_size
-from steelyard.runs.events import read_events
+from steelyard.runs.events import Events, read_events
 from steelyard.runs.loop import At, Interrupted
 from steelyard.runs.loss_curves import read_curves
 from steelyard.runs.problem import Problem
@@ -125,23 +125,26 @@ def test_what_a_resume_forgets_is_seen(new_training, carry_out, tmp_path, monkey
     assert not same(whole, carry_out(resumed, tmp_path / "cut"))
 
 
-def test_a_new_schedule_at_the_switch_is_taken_at_once(new_training, carry_out, tmp_path):
+def test_a_new_schedule_at_an_early_switch_is_taken_at_once(new_training, tmp_path, monkeypatch):
     options = {"public_first": 0.5, "reschedule": True, "schedule": "linear", "public_batch": 8}
     training = new_training(**{**PRIVATE, "steps": 12, **options})
-    seen: dict[int, tuple[float, float]] = {}
-    for step in range(12):
-        rate = training.schedule._method.rates[0]
-        seen[step] = training.schedule.lr / rate, training._rate(step)
-        training._one_step()
-        training.step += 1
-        if training._public:
 
-            class Silent:
-                def emit(self, *_: object, **__: object) -> None: ...
+    def over(step, model):
+        training.phase.steps = min(step, 3) if step >= 3 else 6
+        return step >= 3
 
-            training._switch(Silent())
-    assert all(real == pytest.approx(meant) for real, meant in seen.values())
-    assert seen[6][1] == 1  # begun again
+    monkeypatch.setattr(training.phase, "over", over)
+    seen: list[tuple[float, float]] = []
+    with Events(tmp_path / "events.jsonl") as events:
+        while training.step < training.steps:
+            found = training.schedule._method.rates[0]
+            seen.append((training.schedule.lr / found, training._rate(training.step)))
+            training._one_step()
+            training.step += 1
+            if training._public:
+                training._switch(events)
+    assert [real for real, _ in seen] == pytest.approx([meant for _, meant in seen])
+    assert [meant for _, meant in seen][:4] == pytest.approx([1, 5 / 6, 4 / 6, 1])  # begun again
 
 
 def test_behind_disk_it_is_said_that_a_step_keeps_its_length(new_training):

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from steelyard.bench.scoring import accepts, context_length, evaluation
-from steelyard.objectives.tokens import prompt_ids
+from steelyard.bench.scoring import context_length, evaluation
+from steelyard.objectives.tokens import accepts, prompt_ids
 
 
 def greedy(

@@ -12,7 +12,6 @@ time, so a whole set costs no more memory than one batch.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,17 +91,6 @@ def document_tokens(
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
     return Tokens(input_ids, input_ids.masked_fill(mask == 0, IGNORED), mask)
-
-
-def accepts(model: nn.Module, name: str) -> bool:
-    """Whether the model's forward knows this keyword, looked up through wrappers that hand on."""
-    for module in model.modules():
-        parameters = inspect.signature(module.forward).parameters
-        if name in parameters:
-            return True
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return False
-    return False
 
 
 def context_length(model: nn.Module) -> int | None:

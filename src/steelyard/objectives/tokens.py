@@ -122,8 +122,9 @@ def encode(
     end: append the tokenizer's end token to the answer, as a part of it.
     cut: shorten too long answers at their end (without an end token) instead of refusing them.
     template: put the prompt into the tokenizer's chat template, as one user message.
-    between: text in front of every answer; " " where answers begin without a space and the
-    tokenizer (byte-level BPE: GPT-2, Llama 3, OLMo, Qwen) counts the space to the word behind it.
+    between: text in front of every answer, unless it begins with a blank or its prompt ends with
+    one; " " where the tokenizer (byte-level BPE: GPT-2, Llama 3, OLMo, Qwen) counts the space to
+    the word behind it: see `between_of`.
 
     Raises: ValueError for no rows, and naming the row: a missing field or one that is no text, an
     answer without tokens, more tokens than `length`; for a missing end token or chat template.
@@ -141,7 +142,8 @@ def encode(
                 found = f"is {row[field]!r}" if field in row else "is missing"
                 raise ValueError(f'{name}: "{field}" {found}: a row needs texts "input", "output"')
         prompt = prompt_ids(tokenizer, row["input"], template=template)
-        text = row["output"] and between + row["output"]
+        apart = row["input"][-1:].isspace() or row["output"][:1].isspace()
+        text = row["output"] if apart or not row["output"] else between + row["output"]
         answer = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not answer:
             raise ValueError(f"{name}: the answer {row['output']!r} has no tokens: leave it out")
@@ -177,7 +179,7 @@ def prompt_ids(tokenizer: Any, text: str, *, template: bool = False) -> list[int
 
 
 def between_of(tokenizer: Any) -> str:
-    """What `encode` should put in front of answers that begin without a space: "" or " ".
+    """What `encode` should put in front of answers: "" or " ".
 
     "" where prompt and answer tokenized apart give what "x a" gives as a whole (Metaspace with a
     prepended blank: Llama 2, T5); " " where the space belongs to the word behind it (byte-level
@@ -206,9 +208,9 @@ def forward(model: nn.Module, tokens: Tokens) -> Any:
     A model without one must be causal: then no token sees the padding on its right.
     """
     options: dict[str, Any] = {}
-    if _accepts(model, "attention_mask"):
+    if accepts(model, "attention_mask"):
         options["attention_mask"] = tokens.attention_mask
-    if _accepts(model, "use_cache"):
+    if accepts(model, "use_cache"):
         options["use_cache"] = False  # nothing is generated: keep no keys and values
     return model(tokens.input_ids, **options)
 
@@ -251,7 +253,7 @@ def _padded(prompts: list[list[int]], answers: list[list[int]]) -> Tokens:
     return Tokens(input_ids, labels, mask)
 
 
-def _accepts(model: nn.Module, name: str) -> bool:
+def accepts(model: nn.Module, name: str) -> bool:
     """Whether a keyword argument of that name reaches somebody who knows it: wrappers (of peft,
     DDP, torch.compile) hand on what they do not name, so the look goes inwards through them."""
     for module in model.modules():

@@ -17,7 +17,7 @@ from torch import Tensor
 from steelyard.rows.reference import accumulator
 
 Row = list[Tensor | None]
-PIECE, PIECE_ON_DEVICES = 1 << 16, 1 << 22  # numbers: a core's cache; few kernels
+PIECE, PIECE_ON_DEVICES = 1 << 17, 1 << 22  # numbers: a core's cache; few kernels
 SMALL = 1 << 14  # smaller tensors are joined: a call costs more than they do
 HALF = (torch.float16, torch.bfloat16)
 
@@ -34,11 +34,11 @@ def gram(rows: Sequence[Row], scales: Sequence[float] | None = None) -> Tensor:
             a, b = pieces[i], pieces[j]
             if a is not None and b is not None:
                 found.append(a.dot(b))
-    out = torch.zeros(k, k, dtype=torch.float64)
-    for (i, j), found in parts.items():
-        out[i, j] = out[j, i] = _total(found)
-    s = torch.ones(k, dtype=torch.float64) if scales is None else _float64(scales)
-    return out * s[:, None] * s[None, :]
+    s = [1.0] * k if scales is None else scales
+    out = [[0.0] * k for _ in range(k)]  # numbers: k is small, and tiny tensors cost more
+    for (i, j), found in pairs:
+        out[i][j] = out[j][i] = s[i] * s[j] * _total(found)
+    return torch.tensor(out, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -137,14 +137,11 @@ def _exact(t: Tensor) -> Tensor:
     return t.double() if t.dtype in HALF and t.device.type == "cpu" else _wide(t)
 
 
-def _total(found: list[Tensor]) -> Tensor:
+def _total(found: list[Tensor]) -> float:
     """The sum in float64; one transfer from each device."""
-    total = torch.zeros((), dtype=torch.float64)
-    for kind in {(t.device, t.dtype) for t in found}:
+    far = {(t.device, t.dtype) for t in found if t.device.type != "cpu"}
+    total = sum(t.item() for t in found if t.device.type == "cpu")
+    for kind in far:
         here = torch.stack([t for t in found if (t.device, t.dtype) == kind])
-        total += here.cpu().double().sum()
+        total += float(here.cpu().double().sum())
     return total
-
-
-def _float64(values: Sequence[float]) -> Tensor:
-    return torch.tensor([float(v) for v in values], dtype=torch.float64)

@@ -211,7 +211,7 @@ class TaskNoise:
         rule = rule.given(names, tau) if isinstance(rule, Informed) else rule
         weights = torch.as_tensor(rule(matrix.clone())).detach().to("cpu", torch.float64)
         combined = combine(rows, weights.tolist())
-        self.record = record(names, None, matrix, weights)
+        self.record = record(names, None, matrix, weights.tolist())
         std, least = float((weights * tau).norm()), self.noise_multiplier
         sensitivity = std / least if least else math.inf if std else 0.0
         return Noised([t for t in combined if t is not None], sensitivity, least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,13 +48,15 @@ class TaskRecord:
 
 
 def record(
-    names: Sequence[str], losses: Tensor | None, gram: Tensor, weights: Tensor
+    names: Sequence[str], losses: Sequence[float] | None, gram: Tensor, weights: Sequence[float]
 ) -> TaskRecord:
     """losses: None where they may not be shown."""
+    G, k = gram.tolist(), len(names)
+    square = sum(weights[i] * weights[j] * G[i][j] for i in range(k) for j in range(k))
     return TaskRecord(
-        losses={} if losses is None else dict(zip(names, losses.tolist(), strict=True)),
-        norms=dict(zip(names, gram.diagonal().clamp(min=0).sqrt().tolist(), strict=True)),
-        weights=dict(zip(names, weights.tolist(), strict=True)),
+        losses={} if losses is None else dict(zip(names, losses, strict=True)),
+        norms={name: math.sqrt(max(0.0, G[i][i])) for i, name in enumerate(names)},
+        weights=dict(zip(names, weights, strict=True)),
         gram=gram,
-        norm=float((weights @ gram @ weights).clamp(min=0).sqrt()),
+        norm=math.sqrt(max(0.0, square)),
     )

@@ -18,6 +18,7 @@ Every row is a loss to MINIMISE: a forget row is a forget objective (gradient as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -165,11 +166,11 @@ class Tasks:
                     "gradients enabled, through the model that they belong to"
                 )
         scales = [1 / count for _, count, _ in sums]
-        losses = torch.tensor([total / count for total, count, _ in sums], dtype=torch.float64)
+        losses = [total / count for total, count, _ in sums]
         matrix = gram(rows, scales)
         _refuse_nonfinite(names, matrix)
         weights = self._decide(names, losses, matrix, rows, scales)
-        combined = combine(rows, [w * s for w, s in zip(weights.tolist(), scales, strict=True)])
+        combined = combine(rows, [w * s for w, s in zip(weights, scales, strict=True)])
         for p, tensor in zip(self._parameters, combined, strict=True):
             p.grad = tensor
         self.record = record(names, losses, matrix, weights)
@@ -178,30 +179,32 @@ class Tasks:
     def _decide(
         self,
         names: list[str],
-        losses: Tensor,
+        losses: list[float],
         matrix: Tensor,
         rows: list[Row],
         scales: list[float],
-    ) -> Tensor:
+    ) -> list[float]:
         rule: Any = self._weighting
         if self._in_metric:
             assert self._optimizer is not None
             step = AdamStep(self._optimizer, self._parameters, rows, scales)
-            weights = rule.on_step(matrix, names, step)
+            found = rule.on_step(matrix, names, step)
+        elif isinstance(rule, Informed):
+            found = rule.given(names, torch.tensor(losses, dtype=torch.float64))(matrix)
         else:
-            rule = rule.given(names, losses) if isinstance(rule, Informed) else rule
-            weights = rule(matrix.clone())
-        weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)
-        if weights.shape != (len(names),) or not bool(weights.isfinite().all()):
-            raise ValueError(
-                f"{type(self._weighting).__name__} gave weights {weights.tolist()} for "
-                f"{len(names)} rows: it must give one finite number for each"
-            )
+            found = rule(matrix.clone())  # somebody else's
+        weights = torch.as_tensor(found).detach().to("cpu", torch.float64)
         if _ranks() > 1:  # a weighting may draw random numbers
             shared = weights.to(self._parameters[0].device)
             torch.distributed.broadcast(shared, 0)
             weights = shared.cpu()
-        return weights
+        numbers = weights.tolist()
+        if weights.shape != (len(names),) or not all(map(math.isfinite, numbers)):
+            raise ValueError(
+                f"{type(self._weighting).__name__} gave weights {numbers} for "
+                f"{len(names)} rows: it must give one finite number for each"
+            )
+        return numbers
 
     def _reduce(self, rows: list[Row], sums: list[list[float]]) -> list[list[float]]:
         """Sum rows, losses and counts over the ranks; a missing gradient is zero."""
@@ -237,7 +240,8 @@ def _sum_and_count(name: str, loss: Loss) -> tuple[Tensor, float]:
 
 
 def _refuse_nonfinite(names: Sequence[str], matrix: Tensor) -> None:
-    wrong = [n for n, square in zip(names, matrix.diagonal(), strict=True) if not square.isfinite()]
+    squares = matrix.diagonal().tolist()
+    wrong = [n for n, square in zip(names, squares, strict=True) if not math.isfinite(square)]
     if wrong:
         raise FloatingPointError(
             f"the gradient of {', '.join(wrong)} is not finite (nan or inf): check the inputs, "

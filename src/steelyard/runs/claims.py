@@ -18,6 +18,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -84,6 +85,7 @@ def measure(name: str, pool: Pool | None = None) -> dict[str, Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
     spec.loader.exec_module(module)
     began = time.monotonic()
     if inspect.signature(module.run).parameters:

@@ -65,7 +65,8 @@ def unlearn_command(
     out, resume = given.pop("out", None), given.pop("resume", None)
     if resume is not None:
         if given:
-            found = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            flags = [n if n == "model" else f"--{n.replace('_', '-')}" for n in given]
+            found = ", ".join(flags)
             raise ValueError(
                 f"--resume {resume} goes on with the settings of the run: drop {found}"
             )

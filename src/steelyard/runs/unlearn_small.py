@@ -125,7 +125,7 @@ def _built(seed: int, note: Note) -> Small:
             bars[name] = RunProgress(steps, False, Console(stderr=True), f"training the {name}")
             bars[name].__enter__()
             began[name] = time.monotonic()
-        bars[name].update(step, step / max(time.monotonic() - began[name], 1e-9))
+        bars[name].update(step, (step - 1) / max(time.monotonic() - began[name], 1e-9))
         if step == steps:
             bars[name].__exit__(None, None, None)
 

@@ -128,8 +128,10 @@ class Evaluator:
         return torch.cat([total, total.new_tensor([float(count)])])
 
     def _gpus(self) -> list[int]:
+        if not torch.cuda.is_initialized():
+            return []  # at once: this is asked at every evaluation
         if self._model is None:
-            return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+            return list(range(torch.cuda.device_count()))
         return sorted({p.device.index for p in self._model.parameters() if p.is_cuda})
 
 
