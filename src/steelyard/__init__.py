@@ -4,8 +4,8 @@
 
 | symbol | the question | here |
 |---|---|---|
-| g_i | what competes? | `PerSample` (rows = samples), `PublicRows` (data sources) |
-| w_i | how much does each count? | `FlatClip`, `AutoClip`, ...; `ConstantWeight`, ... |
+| g_i | what competes? | `PerSample` (samples), `PublicRows` (data sources), `Tasks` (losses) |
+| w_i | how much does each count? | `FlatClip`, ...; `ConstantWeight`, ...; `NGDiff`, `Blur`, ... |
 | z | what hides one of them? | `Gaussian`, `GridGaussian` |
 | h_s | what do we remember? | `Doppler`, `Disk`, `Dice`: `chain(Gaussian(sigma), filter, ...)` |
 | A | which optimizer? | any `torch.optim.Optimizer`, by `attach` |
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from steelyard.rows.per_sample import PerSample
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
     from steelyard.rows.sources import PublicRows
+    from steelyard.rows.tasks import Tasks
     from steelyard.runs.ledger import BudgetExceeded, Ledger
     from steelyard.steps.gen import GeN
     from steelyard.steps.hidlr import HiDLR
     from steelyard.steps.private_probe import PrivateProbe
     from steelyard.steps.switch import carry_over
     from steelyard.types import Clipped, Noised
+    from steelyard.weightings.blur import Blur
     from steelyard.weightings.clip import AutoClip, FlatClip, GlobalClip, NormalizedClip
     from steelyard.weightings.coupling import (
         ConstantWeight,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
         OptimalWeight,
         SampleWeight,
     )
+    from steelyard.weightings.ngdiff import NGDiff
+    from steelyard.weightings.scalarize import Fixed, GradDiff, LossNormalised
 
 __version__ = "0.1.0"
 
@@ -64,20 +68,25 @@ _HOME = {
     "rows.per_sample": ("PerSample",),
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
     "rows.sources": ("PublicRows",),
+    "rows.tasks": ("Tasks",),
     "runs.ledger": ("BudgetExceeded", "Ledger"),
     "steps.gen": ("GeN",),
     "steps.hidlr": ("HiDLR",),
     "steps.private_probe": ("PrivateProbe",),
     "steps.switch": ("carry_over",),
     "types": ("Clipped", "Noised"),
+    "weightings.blur": ("Blur",),
     "weightings.clip": ("AutoClip", "FlatClip", "GlobalClip", "NormalizedClip"),
     "weightings.coupling": ("ConstantWeight", "CosineWeight", "OptimalWeight", "SampleWeight"),
+    "weightings.ngdiff": ("NGDiff",),
+    "weightings.scalarize": ("Fixed", "GradDiff", "LossNormalised"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Attached",
     "AutoClip",
+    "Blur",
     "BudgetExceeded",
     "Chain",
     "Clipped",
@@ -87,13 +96,17 @@ __all__ = [
     "Disk",
     "Doppler",
     "Event",
+    "Fixed",
     "FlatClip",
     "Gaussian",
     "GeN",
     "GlobalClip",
+    "GradDiff",
     "GridGaussian",
     "HiDLR",
     "Ledger",
+    "LossNormalised",
+    "NGDiff",
     "Noised",
     "NormalizedClip",
     "OptimalWeight",
@@ -104,6 +117,7 @@ __all__ = [
     "PublicRows",
     "Recorder",
     "SampleWeight",
+    "Tasks",
     "attach",
     "carry_over",
     "chain",

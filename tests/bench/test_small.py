@@ -237,6 +237,7 @@ def test_an_untrained_model_knows_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # two minutes on a free machine, much more on a busy one
 def test_the_target_has_memorised_and_the_reference_has_not(tmp_path):
     begun = time.process_time()
     made = build(cache=tmp_path)

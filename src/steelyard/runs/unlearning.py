@@ -143,8 +143,7 @@ class Unlearning:
         if self.rate is None:
             self.optimizer.step()
         else:
-            # one draw, outside: all probes of a fit see the same batch
-            probes = self._drawn(self.retain, PROBES)
+            probes = self._drawn(self.retain, PROBES)  # outside: all probes see the same batch
             self.rate.step(lambda: CE().per_sample(self.model, probes))
         self.optimizer.zero_grad()
         return {
