@@ -52,6 +52,7 @@ def gen(every: int, limit: float) -> dict[str, Arm]:
         "5": ("5 losses", FIVE, 1.0),
         "3": ("3 losses", THREE, 1.0),
         "5h": ("5 losses, half a batch", FIVE, 0.5),
+        "5q": ("5 losses, a quarter of a batch", FIVE, 0.25),
         "3h": ("3 losses, half a batch", THREE, 0.5),
     }
     return {

@@ -10,7 +10,7 @@ import pytest
 from steelyard.runs import selection
 from steelyard.surgery.influence import influence
 
-COMMON = ("--fits", 3, "--batch", 32, "--device", "cpu")
+COMMON = ("--fits", 3, "--batch", 32, "--every", 0, "--device", "cpu")
 
 
 @pytest.fixture
@@ -60,6 +60,22 @@ def test_groups_by_pattern_and_nothing_that_fits(mlp):
     assert "nothing fits; the densest group takes" in outcome.out
 
 
+def test_the_model_trains_between_fits_unless_told_otherwise(
+    command_line, features_csv, monkeypatch
+):
+    asked = []
+
+    def noted(*args, **options):
+        asked.append(options["every"])
+        return influence(*args, **{**options, "every": None})
+
+    monkeypatch.setattr(selection, "influence", noted)
+    for more in ((), ("--every", 0), ("--every", 9)):
+        given = ("--data", features_csv, "--fits", 3, "--batch", 32, *more)
+        assert command_line("select", "mlp", *given).code == 0
+    assert asked == [4, None, 9]
+
+
 def test_the_choice_depends_on_the_seed_alone(mlp):
     one, again, other = (mlp("--json", "--seed", seed).out for seed in (1, 1, 2))
     assert one == again != other
@@ -77,12 +93,12 @@ def test_the_choice_depends_on_the_seed_alone(mlp):
         ("mlp --transfer-to cn", ["'cn'"]),
         ("mlp --batch 5000", ["5000", "training samples"]),
         ("mlp --fits 2", ["--fits", "'2'"]),
-        ("mlp --lr 1e-30", ["no group had three fits that were believed", "--lr"]),
+        ("mlp --every 0 --lr 1e-30", ["no group had three fits that were believed", "--lr"]),
     ],
 )
 def test_wrong_input_is_one_line(command_line, features_csv, typed, named):
     name, *more = typed.split()
-    outcome = command_line("select", name, "--data", features_csv, *COMMON[2:], *more)
+    outcome = command_line("select", name, "--data", features_csv, *COMMON[4:], *more)
     assert outcome.code == 2
     last = outcome.err.splitlines()[-1]
     assert last.startswith("steelyard: ")

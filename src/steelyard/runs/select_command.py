@@ -29,8 +29,8 @@ def select_command(
     ] = None,
     fits: Annotated[int, typer.Option(min=3, help="measurements of every group")] = 10,
     every: Annotated[
-        int | None, typer.Option(help="train so many steps between fits; default: not at all")
-    ] = None,
+        int, typer.Option(min=0, help="train so many steps between fits; 0: not at all")
+    ] = 4,
     full: Annotated[bool, typer.Option("--full", help="measure how groups overlap, too")] = False,
     adapter: Annotated[
         str | None, typer.Option(help="what may be trained: full (default), lora, bias, head")
@@ -64,7 +64,7 @@ def select_command(
         budget=budget,
         groups=groups,
         fits=fits,
-        every=every,
+        every=every or None,
         full=full,
         transfer_to=transfer_to,
         note=terminal.note,
