@@ -69,6 +69,8 @@ def test_a_zero_row_is_left_out_and_a_tiny_one_is_not_amplified():
     for factor in (0.0, 1e-9):
         step = weigh(NGDiff(), g * torch.tensor([[1.0], [factor]], dtype=torch.float64))
         torch.testing.assert_close(step, unit)
+    both = weigh(NGDiff(), 1e-12 * g)  # tiny is relative: small together is not small
+    torch.testing.assert_close(both, weigh(NGDiff(), g))
     kept = NGDiff(tiny=0)(torch.diag(torch.tensor([1.0, 1e-18], dtype=torch.float64)))
     assert kept.tolist() == pytest.approx([1, 1e9])
     assert NGDiff()(torch.zeros(2, 2, dtype=torch.float64)).tolist() == [0, 0]

@@ -94,10 +94,11 @@ def forget(
     began = time.process_time()
     config = UnlearnConfig(
         **NAMES, method=method, adapter="full", optimizer=optimizer, lr=rate,
-        epochs=steps * batch / len(base.forget), batch=batch, micro_batch=batch, length=LENGTH,
-        retain_weight=weight, tolerance=None, evaluate_every=every, seed=benchmark["seed"],
+        batch=batch, micro_batch=batch, length=LENGTH, retain_weight=weight, tolerance=None,
+        evaluate_every=every, seed=benchmark["seed"],
     )  # fmt: skip
     run = Watched(config, base, each=each, slopes=slopes, enough=ends["reference"]["forget_loss"])
+    run.steps = steps
     if automatic:
         run.rate = GeN(run.optimizer, model=run.model, every=FIT_EVERY, seed=config.seed)
     finite = run.to_the_end()
@@ -154,7 +155,7 @@ class Watched(Unlearning):
         self.rising: list[bool] = []
         self.chosen: list[Tensor] = []
         self.chosen_at: int | None = None
-        self._views = {name: View(config, base, name, each) for name in ("forget", "retain")}
+        self._views = [View(config, base, name, each) for name in ("forget", "retain")]
         self._slopes, self._enough = slopes, enough
 
     def to_the_end(self) -> bool:
@@ -182,7 +183,7 @@ class Watched(Unlearning):
             there = placed(self.parameters, self._negated())
         found: dict[str, float] = {}
         with there:
-            for name, view in self._views.items():
+            for view in self._views:
                 found |= view.look(self.model)
             if not all(map(math.isfinite, found.values())):
                 raise FloatingPointError("the loss is not finite")
