@@ -2,8 +2,7 @@
 
 Bu et al. 2025 (arXiv 2410.22086): normalised gradients need no trade-off weight and less tuning of
 the rate. Reisizadeh et al. 2025 (arXiv 2506.08164): forgetting first, so no step raises the forget
-objective. A front is of (retain quality, forget quality), see `steelyard.trials.forgetting`; every
-look at every run of a grid is a point of it.
+objective. Fronts are of (retain quality, forget quality), see `steelyard.trials.forgetting`.
 """
 
 from __future__ import annotations
@@ -127,8 +126,7 @@ class Measured:
         by_front = sorted(SCALAR, key=lambda name: -fmean(self.grids[name].union))
         self.best_front = by_front[0]
         self.best_mean = max(SCALAR, key=lambda name: fmean(self.grids[name].over_cells))
-        first = [*by_front[:SCORED], *(["graddiff"] if "graddiff" not in by_front[:SCORED] else [])]
-        self.shown = [*OURS, *first]
+        self.shown = list(dict.fromkeys([*OURS, *by_front[:SCORED], "graddiff"]))
         ends = runs.each(trials.reference, [part.of(seed) for seed in SEEDS])
         asked = [
             part.setting(name, *self.grids[name].best, seed) | {"generate": True}

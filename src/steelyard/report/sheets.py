@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ Panel = Mapping[str, Any]
 PANEL = (4.6, 3.3)  # inches
 LEGEND = 0.2  # of them for each name below a panel
 WIDEST = 3  # panels side by side
+TITLE = 44  # characters in a line of a panel's title
 
 
 def shown(value: Any) -> str:
@@ -113,7 +115,8 @@ def draw(axes: Axes, panel: Panel) -> None:
     if panel.get("log_y"):
         axes.set_yscale("log")
     frame(axes, LIGHT)
-    axes.set_title(panel["title"], loc="left", fontsize=10.5, color=LIGHT["ink"])
+    title = textwrap.fill(panel["title"], TITLE)
+    axes.set_title(title, loc="left", fontsize=10.5, color=LIGHT["ink"])
     axes.set_xlabel(panel["x"], loc="right", color=LIGHT["muted"])
     axes.set_ylabel(panel["y"], color=LIGHT["muted"])
     axes.legend(

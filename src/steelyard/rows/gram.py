@@ -17,7 +17,7 @@ from torch import Tensor
 from steelyard.rows.reference import accumulator
 
 Row = list[Tensor | None]
-PIECE, PIECE_ON_DEVICES = 1 << 17, 1 << 22  # numbers: a core's cache; few kernels
+PIECE, PIECE_ON_DEVICES = 1 << 16, 1 << 22  # numbers: a core's cache; few kernels
 SMALL = 1 << 14  # smaller tensors are joined: a call costs more than they do
 HALF = (torch.float16, torch.bfloat16)
 

@@ -19,6 +19,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -263,7 +264,7 @@ def qualities(found: dict[str, float], ends: dict[str, dict[str, float]]) -> lis
     return [found["forget_loss"], found["retain_loss"], forgotten, retained]
 
 
-def _rises(gradient: Any, before: list[Tensor], after: list[Tensor]) -> bool:
+def _rises(gradient: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether <f, step> > 0, beyond rounding."""
     slope = length = size = 0.0
     for g, old, new in zip(gradient, before, after, strict=True):
