@@ -188,3 +188,23 @@ def carry_out() -> Callable[[Training, Path], dict[str, torch.Tensor]]:
         return {k: v.detach().clone() for k, v in training.released.state_dict().items()}
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def skipped_without_data(request, monkeypatch) -> None:
+    """Trials and claims on a data set that is not on this machine are skipped, and say which."""
+    if request.path.parent.name not in ("trials", "claims"):
+        return
+    from steelyard.trials import tasks
+
+    load = tasks.load
+
+    def load_or_skip(name: str) -> Table:
+        try:
+            return load(name)
+        except ValueError as error:
+            if "is not on this machine" in str(error):
+                pytest.skip(str(error))
+            raise
+
+    monkeypatch.setattr(tasks, "load", load_or_skip)
