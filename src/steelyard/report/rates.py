@@ -264,8 +264,9 @@ def _sentences(events: Sequence[Record], method: str) -> list[str]:
     listed = ", ".join(f"{count:,} × {kind}" for kind, count in why.most_common())
     said = [
         f"{method} made {len(fits):,} {what} and refused {len(refused):,} of them "
-        f"({len(refused) / len(fits):.0%}): {listed}. There the rate stayed as it was. A fifth to "
-        "a third is normal; where most are refused, a larger probe batch (--step-part) sees more."
+        f"({len(refused) / len(fits):.0%}): {listed}. There the rate stayed as it was. A "
+        "quarter to three quarters are usual; where most are refused, a larger probe batch "
+        "(--step-part) sees more."
     ]
     done = Counter(words for r in refused for part, words in REACTIONS.items() if part in r)
     said += [f"{count:,} times {words}." for words, count in done.most_common()]

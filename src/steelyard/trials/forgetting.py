@@ -44,7 +44,7 @@ RESULTS = 1  # raise it when a change alters what a trial computes
 LENGTH = 256  # tokens of a row
 NAMES: dict[str, Any] = dict.fromkeys(("model", "forget", "retain"), "the benchmark's")
 FLAT = 1e-6  # a slope or a rise below this, relative to what it is a difference of, is rounding
-NEW_TOKENS = 40
+NEW_TOKENS = 64
 GENERATED = 4  # rows of every task and kind for which text is generated
 
 
