@@ -11,17 +11,14 @@ step s timed in the same rounds.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from lib import timing
+from lib import command, timing
 from lib.workloads import WORKLOADS
 from torch import Tensor, nn
 
@@ -222,21 +219,14 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="cost of GeN and Hi-DLR over a plain loop")
-    parser.add_argument("--only", default="images,text,mlp", help="tasks and workloads")
-    parser.add_argument("--seconds", type=float, default=120.0, help="timed per workload, about")
-    parser.add_argument("--markdown", type=Path, help="write the page here")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
-    for name in args.only.split(","):
-        if name not in (*RECIPES, *WORKLOADS):
-            parser.error(f"unknown workload {name!r}: use {', '.join((*RECIPES, *WORKLOADS))}")
-        rows += measure(name, seconds=args.seconds)
-        text = page(rows)
-        if args.markdown:
-            args.markdown.write_text(text, encoding="utf-8")
-    print(page(rows))
+    command.run(
+        "cost of GeN and Hi-DLR over a plain loop",
+        (*RECIPES, *WORKLOADS),
+        lambda name, seconds: measure(name, seconds=seconds),
+        page,
+        only="images,text,mlp",
+        seconds=120.0,
+    )
 
 
 if __name__ == "__main__":

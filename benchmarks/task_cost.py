@@ -10,17 +10,14 @@ step (`lib/memory.py`) above GradDiff's, in gradient-sized tensors.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from lib import memory, timing
+from lib import command, memory, timing
 from lib.engines import trainable
 from lib.workloads import WORKLOADS, Workload
 from torch import Tensor
@@ -159,20 +156,14 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="cost of weighing two losses over adding them")
-    parser.add_argument("--only", default="mlp,cnn,gpt-128,lora", help="workloads")
-    parser.add_argument("--seconds", type=float, default=90.0, help="timed per workload, about")
-    parser.add_argument("--markdown", type=Path, help="write the page here")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
-    for name in args.only.split(","):
-        if name not in WORKLOADS:
-            parser.error(f"unknown workload {name!r}: use {', '.join(WORKLOADS)}")
-        rows += measure(WORKLOADS[name], seconds=args.seconds)
-        if args.markdown:
-            args.markdown.write_text(page(rows), encoding="utf-8")
-    print(page(rows))
+    command.run(
+        "cost of weighing two losses over adding them",
+        WORKLOADS,
+        lambda name, seconds: measure(WORKLOADS[name], seconds=seconds),
+        page,
+        only="mlp,cnn,gpt-128,lora",
+        seconds=90.0,
+    )
 
 
 if __name__ == "__main__":

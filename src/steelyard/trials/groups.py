@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import nn
 from steelyard.steps.gen import GeN
 from steelyard.steps.hidlr import HiDLR
 from steelyard.steps.roles import Groups, by_role
-from steelyard.trials.rates import HOPELESS, WARMUP, decay, plain, scores_of
+from steelyard.trials.rates import WARMUP, decay, descend, plain, scores_of
 from steelyard.trials.tasks import Task
 
 RESULTS = 1  # raise it when a change alters what a training computes
@@ -73,31 +72,13 @@ def train(
         finder = GeN(stepper, model=job.model, decay=factor, seed=seed)
     elif method == "hidlr":
         finder = HiDLR(stepper, groups, model=job.model, decay=factor, seed=seed)
-    batches = job.batches()
     history: list[list[float]] = []  # [steps][groups]
-    job.model.train()
-    began = time.perf_counter()
-    finite = True
-    for t in range(steps):
-        if finder is None and factor is not None:
-            for one, lr in zip(stepper.param_groups, starts, strict=True):
-                one["lr"] = lr * factor(t)
-        loss = job.losses(next(batches)).mean()
-        stepper.zero_grad()
-        loss.backward()
-        if not bool(loss.detach() < HOPELESS):  # nan too
-            finite = False
-            break
-        if finder is None:
-            stepper.step()
-        elif finder.due:
-            fresh = next(batches)
-            finder.step(lambda fresh=fresh: job.losses(fresh))
-        else:
-            finder.step()
+
+    def note(t: int) -> None:
         found = starts if finder is None else finder.rates
         history.append(list(found.values()) if isinstance(found, dict) else list(found))
-    seconds = time.perf_counter() - began
+
+    seconds, finite = descend(job, stepper, factor, finder, steps, note)
     job.model.eval()
     probes = 0 if finder is None else finder.forwards
     return {

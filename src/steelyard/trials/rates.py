@@ -27,6 +27,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from steelyard.plans.schedule_shapes import Shape
 from steelyard.steps.gen import GeN
+from steelyard.steps.hidlr import HiDLR
 from steelyard.trials.tasks import Task
 
 RESULTS = 1  # raise it when a change alters what a training computes
@@ -81,34 +82,15 @@ def train(
             stepper, model=job.model, every=every, bootstrap=bootstrap, smoothing=smoothing,
             decay=walked, seed=seed,
         )  # fmt: skip
-    base = [group["lr"] for group in stepper.param_groups]
-    batches = job.batches()
-    job.model.train()
-    began = time.perf_counter()
-    finite = True
-    for t in range(steps):
-        if gen is None and factor is not None:
-            for group, lr in zip(stepper.param_groups, base, strict=True):
-                group["lr"] = lr * factor(t)
-        loss = job.losses(next(batches)).mean()
-        stepper.zero_grad()
-        loss.backward()
-        if not bool(loss.detach() < HOPELESS):  # nan too
-            finite = False
-            break
-        if gen is None:
-            stepper.step()
-        elif gen.due:
-            fresh = next(batches)
-            gen.step(lambda fresh=fresh: job.losses(fresh))
-        else:
-            gen.step()
+
+    def undo_the_bootstrap(t: int) -> None:
         if gen is not None and rewind and t + 1 == bootstrap:
             stepper.state.clear()  # it was empty at the start
             with torch.no_grad():
                 for p, first in zip(trained, origin, strict=True):
                     p.copy_(first)
-    seconds = time.perf_counter() - began
+
+    seconds, finite = descend(job, stepper, factor, gen, steps, undo_the_bootstrap)
     if kind == "schedulefree":
         stepper.eval()  # pyright: ignore[reportAttributeAccessIssue]  # to the average
     job.model.eval()
@@ -121,6 +103,43 @@ def train(
             "forwards": gen.forwards,
         }
     return found
+
+
+def descend(
+    job: Task,
+    stepper: Optimizer,
+    factor: Callable[[int], float] | None,
+    finder: GeN | HiDLR | None,
+    steps: int,
+    after: Callable[[int], None],
+) -> tuple[float, bool]:
+    """The training loop: its seconds, and whether all losses were finite and below `HOPELESS`.
+
+    factor: of the rates the stepper came with; a finder has it as its decay factor. after: called
+    with t = 0, 1, ... behind every step. Probe batches come from the gradient's stream.
+    """
+    base = [group["lr"] for group in stepper.param_groups]
+    batches = job.batches()
+    job.model.train()
+    began = time.perf_counter()
+    for t in range(steps):
+        if finder is None and factor is not None:
+            for group, lr in zip(stepper.param_groups, base, strict=True):
+                group["lr"] = lr * factor(t)
+        loss = job.losses(next(batches)).mean()
+        stepper.zero_grad()
+        loss.backward()
+        if not bool(loss.detach() < HOPELESS):  # nan too
+            return time.perf_counter() - began, False
+        if finder is None:
+            stepper.step()
+        elif finder.due:
+            fresh = next(batches)
+            finder.step(lambda fresh=fresh: job.losses(fresh))
+        else:
+            finder.step()
+        after(t)
+    return time.perf_counter() - began, True
 
 
 def decay(shape: str, steps: int, warmup: float = WARMUP) -> Callable[[int], float] | None:
