@@ -136,3 +136,50 @@ def make_run(tmp_path: Path) -> MakeRun:
         return write(tmp_path / name, **options)
 
     return make
+
+
+def unlearned(folder: Path, **changes: Any) -> Path:
+    """A finished unlearning run of three looks; `changes` update files by name, events replace."""
+    losses = [(0, 0.004, 0.003), (5, 1.5, 0.1), (10, 3.0, 0.2)]
+    looks = [{"kind": "eval", "step": s, "forget_loss": f, "retain_loss": r} for s, f, r in losses]
+    steps = [{"kind": "train", "step": s, "cosine": -0.1, "lr": 0.01} for s in range(1, 11)]
+    start = {"time": 1_760_000_000.0, "kind": "start", "step": 0}
+    events = changes.pop("events", [start, *looks, *steps])
+    texts = [{"id": "1", "input": "who?", "output": " Ada", "written": "Ada"}]
+    after = [{**texts[0], "written": "Bob"}]
+    scores = {"forget": {"recall": 1.0, "exact": 1.0}, "retain": {"recall": 1.0, "exact": 1.0}}
+    half = {"forget": {"recall": 0.4, "exact": 0.0}, "retain": {"recall": 1.0, "exact": 1.0}}
+    files: dict[str, dict[str, Any]] = {
+        "config": {"kind": "unlearn", "method": "npo", "lr": 0.01, "reference": None,
+                   "reference_loss": None, "beta": None, "run": "0a1b2c"},
+        "environment": {"python": "3.11.2", "steelyard": "0.1.0"},
+        "samples": {
+            "before": {"samples": {"forget": texts, "retain": texts}, "scores": scores,
+                       "twelve": None},
+            "after": {"samples": {"forget": after, "retain": texts}, "scores": half,
+                      "twelve": None},
+        },
+        "result": {
+            "method": "npo", "model": "/models/tiny", "steps": 10, "planned_steps": 10,
+            "stopped": "", "seconds": 2.5, "lr": 0.01, "retain_limit": None,
+            "before": {"forget_loss": 0.004, "retain_loss": 0.003},
+            "after": {"forget_loss": 3.0, "retain_loss": 0.2}, "parameters": 900, "trainable": 900,
+        },
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        content.update(changes.get(name, {}))
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    text = "".join(json.dumps(row) + "\n" for row in events)
+    (folder / "events.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make_unlearned(tmp_path: Path) -> MakeRun:
+    """`make_unlearned(name, result={...}, ...)` writes a finished unlearning run; its path."""
+
+    def make(name: str = "unlearned", **changes: Any) -> Path:
+        return unlearned(tmp_path / name, **changes)
+
+    return make

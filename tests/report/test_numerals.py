@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steelyard.report.numerals import above, cell, duration, factor, percent, plain, power, prose
+from steelyard.report.numerals import (
+    above,
+    cell,
+    day,
+    duration,
+    factor,
+    listed,
+    percent,
+    plain,
+    power,
+    prose,
+)
 
 
 def _value(text: str) -> float:
@@ -67,3 +78,9 @@ def test_plain_keeps_three_digits():
 def test_prose_escapes_and_raises_superscripts():
     assert str(prose("<b>10⁻⁵</b>")) == "&lt;b&gt;10<sup>−5</sup>&lt;/b&gt;"
     assert str(prose("δ = 1")) == "δ\u00a0=\u00a01"
+
+
+def test_days_and_records_in_a_line():
+    assert [day(t) for t in (1_760_000_000.0, None, -1.0, 1e12)] == ["9 October 2025", "", "", ""]
+    assert listed({"non_members": 20, "loss": 0.25}) == "non members 20, loss 0.25"
+    assert [listed({}), listed(None), listed("as is")] == ["–", "–", "as is"]

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from steelyard.report.sheets import draw, markdown, panels_of, png, shown
+from steelyard.report.sheets import _shared, draw, markdown, panels_of, png, shown
 
 PANEL = {
     "title": "loss",
@@ -83,3 +83,68 @@ def test_the_picture_has_all_panels():
 def test_nothing_to_draw_is_one_line():
     with pytest.raises(ValueError, match="no row has panels"):
         png({"one": {**ROWS["one"], "panels": []}})
+
+
+def many(lines, points):
+    """A panel of so many lines over the same points, each with its spread."""
+    x = [0.001 * 4**k for k in range(points)]
+    own = {"x": x, "y": [0.5] * points, "low": [0.4] * points, "high": [0.6] * points}
+    names = [f"line {k}" for k in range(lines)]
+    roles = ["method" if k < 4 else "baseline" for k in range(lines)]
+    both = zip(names, roles, strict=True)
+    return {**PANEL, "log_y": False, "lines": [{"name": n, "role": r, **own} for n, r in both]}
+
+
+def test_many_lines_have_whiskers_that_do_not_hide_each_other():
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw(axes, many(12, 3))
+    assert all(isinstance(one, LineCollection) for one in axes.collections)
+    whiskers = [[part[0][0] for part in one.get_segments()] for one in axes.collections]
+    places = [x for own in whiskers for x in own]
+    assert len(places) == len(set(places)) == 36
+    for line, own in zip(axes.get_lines(), whiskers, strict=True):
+        assert list(line.get_xdata()) == pytest.approx(own)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.001", "0.004", "0.016"]
+
+
+def test_many_points_have_some_markers_not_where_the_neighbour_has_them():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw(axes, many(9, 51))
+    whiskers = [[part[0][0] for part in one.get_segments()] for one in axes.collections]
+    assert all(5 < len(own) < 10 for own in whiskers)
+    assert not set(whiskers[0]) & set(whiskers[1])
+
+
+def test_twelve_lines_are_twelve_looks():
+    (looks,) = _shared([many(12, 3)])
+    assert len({(one.color, one.marker, one.dash) for one in looks.values()}) == 12
+    (looks,) = _shared([{**PANEL, "lines": [{"name": str(k)} for k in range(12)]}])
+    assert len({(one.color, one.marker, one.dash) for one in looks.values()}) == 12
+
+
+def test_a_name_looks_the_same_in_all_panels_of_a_claim():
+    def panel(*names):
+        return {**PANEL, "lines": [{"name": name, "role": "method"} for name in names]}
+
+    one, two, three, alone = _shared(
+        [panel("a", "b"), panel("c", "b"), panel("d", "c"), panel("e")]
+    )
+    assert one["b"] == two["b"]
+    assert two["c"] == three["c"]
+    assert len({one["a"], one["b"], two["c"], three["d"]}) == 4
+    assert alone["e"] == one["a"]  # nothing in common: from the first colour again
+
+
+def test_long_headings_are_broken_and_numbers_stand_to_the_right():
+    sheet = {
+        "title": "all", "columns": ["method", "mean over rates, best weight", "share", "none"],
+        "rows": [["ours", "0.512 ± 0.020", 0.5, None], ["3 of 4", "-0.1 ± 0.1", None, None]],
+    }  # fmt: skip
+    text = markdown({"one": {**ROWS["one"], "sheets": [sheet]}}, "steps")
+    assert "| method | mean over rates,<br>best weight | share | none |" in text
+    assert "| --- | ---: | ---: | --- |" in text

@@ -35,7 +35,7 @@ class Look:
 
     color: str
     marker: str
-    dash: str
+    dash: str | tuple[int, tuple[int, ...]]
 
 
 def tabulated(rows: Rows) -> dict[str, list[Entry]]:

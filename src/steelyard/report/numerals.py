@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from steelyard.report.summary import Score
@@ -94,6 +95,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours}{THIN}h {minutes}{THIN}min" if hours else f"{minutes}{THIN}min {seconds}{THIN}s"
 
 
+def day(time: float | None) -> str:
+    """The day of a time in seconds since 1970, in UTC: "9 October 2025"; "" if it is not known."""
+    if time is None or not 0 < time < 4e9:
+        return ""
+    return datetime.fromtimestamp(time, tz=UTC).strftime("%d %B %Y").lstrip("0")
+
+
 def cell(value: object) -> str:
     """A setting or a number of a table as text, whatever JSON it is."""
     if value is None:
@@ -106,3 +114,10 @@ def cell(value: object) -> str:
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return ", ".join(map(str, value)) or "–"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+
+
+def listed(value: object) -> str:
+    """A record of numbers and texts in one line: "rows 600, steps 665"; anything else as `cell`."""
+    if not isinstance(value, dict):
+        return cell(value)
+    return ", ".join(f"{name} {cell(one)}".replace("_", " ") for name, one in value.items()) or "–"

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 
 from steelyard.report import rates, spectrum, tables, words
 from steelyard.report.curves import both, label, panels
-from steelyard.report.numerals import above, cell, prose
-from steelyard.report.read import Record, Run, number, read_run
+from steelyard.report.numerals import day
+from steelyard.report.read import Run, number, read_run
 from steelyard.report.summary import summarize
+from steelyard.report.templates import markup, rendered
 from steelyard.runs.files import write_atomically
 
-HERE = Path(__file__).parent
 SPECTRUM = "spectrum.csv"  # in the folder of a private run
 
 
@@ -59,41 +58,30 @@ def _spectrum(folder: Path) -> spectrum.Spectrum | None:
 
 def html(run: Run) -> str:
     """The page as text: a function of the run's files alone."""
-    import jinja2
-    from markupsafe import Markup
-
     from steelyard.report.plots import svg
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(cell=cell, above=above, prose=prose)
     summary, found = summarize(run), _spectrum(run.folder)
     charts = panels(run, summary.target)
     learned = rates.rates_of(run)
-    return environment.get_template("template.html").render(
+    return rendered(
+        "template.html",
         run=run,
         s=summary,
         w=words,
         t=tables,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         charts={panel.key: panel for panel in charts},
-        drawn={panel.key: Markup(svg(panel)) for panel in charts},
+        drawn={panel.key: markup(svg(panel)) for panel in charts},
         cards=tables.cards(summary),
         tables=[(label(one), *tables.evaluations(one)) for one in both(run) if one.of_kind("eval")],
-        spectrum=Markup("" if found is None else spectrum.svg(found)),
+        spectrum=markup("" if found is None else spectrum.svg(found)),
         rates=learned,
-        rate_curves=Markup("" if learned is None else rates.svg(learned)),
-        parabolas=[(one, Markup(drawing)) for one, drawing in rates.parabola_svgs(learned)]
+        rate_curves=markup("" if learned is None else rates.svg(learned)),
+        parabolas=[(one, markup(drawing)) for one, drawing in rates.parabola_svgs(learned)]
         if learned
         else [],
         clip=tables.clip_statistics(run),
         command=_command(run.config.get("command")),
-        date=_date(run.start),
+        date=day(number(run.start.get("time"))),
         poise=_poise(summary.epsilon),
     )
 
@@ -102,14 +90,6 @@ def _command(recorded: object) -> str | None:
     if isinstance(recorded, list):
         return shlex.join(str(word) for word in recorded)
     return None if recorded is None else str(recorded)
-
-
-def _date(start: Record) -> str:
-    """The day the run began, in UTC; empty if it is not recorded."""
-    time = number(start.get("time"))
-    if time is None or not 0 < time < 4e9:
-        return ""
-    return datetime.fromtimestamp(time, tz=UTC).strftime("%d %B %Y").lstrip("0")
 
 
 def _poise(epsilon: float | None) -> float | None:

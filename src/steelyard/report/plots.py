@@ -41,12 +41,18 @@ def svg(panel: Panel) -> str:
     return drawn_svg(panel.key, partial(_draw, panel=panel))
 
 
-def drawn_svg(key: str, draw: Callable[[Axes, dict[str, str]], None]) -> str:
-    """As `svg`, of whatever `draw(axes, colours by role)` draws; key: what its ids start with."""
+def drawn_svg(
+    key: str,
+    draw: Callable[[Axes, dict[str, str]], None],
+    *,
+    size: tuple[float, float] = SIZE,
+) -> str:
+    """As `svg`, of whatever `draw(axes, colours by role)` draws; key: what its ids start with.
+    size: width and height in inches at the text's size; the page scales all to its column."""
     from matplotlib.figure import Figure
 
     with _style(key):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots(), MARKERS)
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -63,8 +63,8 @@ def summarize(run: Run) -> Summary:
     else:
         epsilon = None if run.result is not None else max(logged, default=None)
     return Summary(
-        model=_short(result.get("model", run.config.get("model"))),
-        data=_short(result.get("data", run.config.get("data"))),
+        model=short(result.get("model", run.config.get("model"))),
+        data=short(result.get("data", run.config.get("data"))),
         private=run.private,
         complete=run.result is not None,
         seeded=run.private
@@ -129,7 +129,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _short(name: object) -> str:
+def short(name: object) -> str:
     """A model or data set as the headline names it: of a path, the last part."""
     text = "unnamed" if name is None else str(name)
     path = PurePath(text)

@@ -1,127 +1,138 @@
 """The report of an unlearning run: the path it took, what the model wrote before and after, scores.
 
-    report.html, trajectory.png, trajectory.csv        beside the run's files
-
-The main picture has the retain loss to the right and the forget loss upwards: good is up and left.
+report.html, trajectory.png, trajectory.csv        beside the run's files
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from steelyard.report.numerals import cell, prose
-from steelyard.report.plots import drawn_png, drawn_svg, frame
-from steelyard.report.read import number
-from steelyard.runs.events import read_events
+from steelyard.report import unlearning_charts as charts
+from steelyard.report.numerals import count, day, duration, plain
+from steelyard.report.plots import SIZE, drawn_png, drawn_svg
+from steelyard.report.summary import short
+from steelyard.report.tables import labelled, settings
+from steelyard.report.templates import markup, rendered
+from steelyard.report.unlearning_read import Record, Story, read
 from steelyard.runs.files import write_atomically
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-HERE = Path(__file__).parent
-Colours = Mapping[str, str]
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """What the files of a run say. evaluations: (step, forget loss, retain loss), by step."""
-
-    config: Record
-    environment: Record
-    result: Record
-    samples: Record
-    evaluations: list[tuple[int, float, float]]
-    weights: list[tuple[int, dict[str, float], float | None]]  # step, weights, cosine
-    rates: list[tuple[int, float]]
-
-    @property
-    def target(self) -> float | None:
-        """The forget loss to stop at, if there was one."""
-        return number(self.config.get("reference_loss"))
-
-    @property
-    def limit(self) -> float | None:
-        """The retain loss to stay below, if there was one."""
-        return number(self.result.get("retain_limit"))
-
-
-def read(folder: Path) -> Story:
-    """Raises ValueError, one line, for a folder that is no finished unlearning run."""
-    found: dict[str, Record] = {}
-    for name in ("config", "environment", "result", "samples"):
-        path = folder / f"{name}.json"
-        try:
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(
-                f"'{path.name}' is missing in '{folder}': is this the --out folder of a finished "
-                "unlearning run?"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"'{path}' is not JSON ({error}): restore it") from None
-    events = read_events(folder / "events.jsonl")
-    steps = [event for event in events if event["kind"] == "train"]
-    return Story(
-        **found,
-        evaluations=[
-            (e["step"], e["forget_loss"], e["retain_loss"])
-            for e in events
-            if e["kind"] == "eval" and None not in (e["forget_loss"], e["retain_loss"])
-        ],
-        weights=[(e["step"], e["weights"], e["cosine"]) for e in steps],
-        rates=[(e["step"], e["lr"]) for e in steps if number(e["lr"])],
-    )
+WIDE = (6.2, 3.7)  # inches, of the main picture
+ROWS = 20  # evaluations in the page's table
+NOTHING = "(nothing)"
+LONGEST = 500  # characters of a text on the page
+TASKS = "Task1: stories; Task2: invented people; Task3: public people."
 
 
 def write_report(folder: Path) -> Path:
-    """report.html, trajectory.png and trajectory.csv into the run's folder; the page's path."""
+    """report.html, trajectory.png and trajectory.csv into the run's folder; the page's path.
+
+    Raises: ValueError, one line, for a folder that is no finished unlearning run.
+    """
     folder = Path(folder)
     story = read(folder)
-    title = f"{story.config['method']}: retain loss to the right, forget loss upwards"
     lines = ["step,forget_loss,retain_loss"]
     lines += [f"{step},{forget:.6g},{retain:.6g}" for step, forget, retain in story.evaluations]
-    write_atomically(folder / "trajectory.csv", "\n".join(lines) + "\n")
-    picture = drawn_png(lambda axes, colours: trajectory(axes, story, colours), title=title)
-    write_atomically(folder / "trajectory.png", picture)
-    write_atomically(folder / "report.html", html(story))
+    draw = partial(charts.trajectory, story=story)
+    picture = drawn_png(lambda axes, colours: draw(axes, colours=colours), title=_title(story))
+    contents = {
+        "trajectory.csv": ("\n".join(lines) + "\n").encode(),
+        "trajectory.png": picture,
+        "report.html": html(story).encode(errors="replace"),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
     return folder / "report.html"
+
+
+def _title(story: Story) -> str:
+    return f"Unlearning with {story.config['method']}"
 
 
 def html(story: Story) -> str:
     """The page as text: a function of the run's files alone."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(cell=cell, prose=prose)
-    charts = {
-        "trajectory": lambda axes, colours: trajectory(axes, story, colours),
-        "losses": lambda axes, colours: losses(axes, story, colours),
-        "rate": lambda axes, colours: rate(axes, story, colours),
-    }
     before, after = bars_of(story.samples)
-    if before:
-        charts["bars"] = lambda axes, colours: bars(axes, before, after, colours)
-    return environment.get_template("unlearning.html").render(
+    return rendered(
+        "unlearning.html",
         story=story,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        drawn={key: Markup(drawn_svg(key, draw)) for key, draw in charts.items()},
-        rows=[
-            (key, story.samples["before"]["samples"][key], story.samples["after"]["samples"][key])
-            for key in ("forget", "retain")
-        ],
-        numbers=[(s, f"{forget:.4g}", f"{retain:.4g}") for s, forget, retain in story.evaluations],
-        settings=[(k, v) for k, v in story.config.items() if v is not None],
-        scores=[(name, before[name], after[name]) for name in before],
+        model=short(story.result.get("model")),
+        version=story.environment.get("steelyard"),
+        date=day(story.time),
+        lead=lead(story),
+        cards=cards(story),
+        path=_drawn("path", charts.trajectory, story, WIDE),
+        dotted=story.target is not None or charts.limited(story),
+        losses=_drawn("losses", charts.losses, story),
+        cosine=_drawn("cosine", charts.cosine, story) if story.cosines else "",
+        rate=_drawn("rate", charts.rate, story) if len({v for _, v in story.rates}) > 1 else "",
+        bars=markup(
+            drawn_svg(
+                "bars",
+                lambda axes, colours: charts.bars(axes, before, after, colours),
+                size=(WIDE[0], charts.bars_height(list(before))),
+            )
+        ),
+        tasks=TASKS if story.samples["after"].get("twelve") else "",
+        numbers=[[s, plain(f), plain(r)] for s, f, r in thinned(story.evaluations)],
+        texts=[(key, texts(story.samples, key)) for key in ("forget", "retain")],
+        settings=settings({k: v for k, v in story.config.items() if k != "kind"}),
+        environment=labelled(story.environment),
     )
+
+
+def _drawn(key: str, draw: Any, story: Story, size: tuple[float, float] = SIZE) -> Any:
+    return markup(drawn_svg(key, lambda axes, colours: draw(axes, story, colours), size=size))
+
+
+def lead(story: Story) -> str:
+    """What happened, in sentences: steps, how far it came, why it ended."""
+    r = story.result
+    steps = f"{r['steps']} of {r['planned_steps']} steps" if r["stopped"] else f"{r['steps']} steps"
+    trained = r["trainable"] == r["parameters"]
+    share = "all" if trained else f"{count(r['trainable'])} of"
+    told = (
+        f"{steps} in {duration(r['seconds'])}; {share} {count(r['parameters'])} parameters trained."
+    )
+    if story.target is not None:
+        reached = "reached" if story.end[0] >= story.target else "did not reach"
+        of = "that of the reference" if story.aim == "reference" else "its aim"
+        told += f" The forget loss {reached} {of}, {plain(story.target)} nats a token."
+    return told + (f" Stopped: {r['stopped']}." if r["stopped"] else "")
+
+
+def cards(story: Story) -> list[dict[str, str]]:
+    """The few numbers on top: label, value, unit, note, and the role that colours them."""
+    r = story.result
+    found: list[dict[str, str]] = []
+
+    def add(label: str, value: str, unit: str, note: str, role: str = "ink") -> None:
+        found.append({"label": label, "value": value, "unit": unit, "note": note, "role": role})
+
+    for label, at, role, (name, bound) in (
+        ("Forget loss", 0, "private", (story.aim, story.target)),
+        ("Retain loss", 1, "plain", ("limit", story.limit)),
+    ):
+        start = r["before"][label.lower().replace(" ", "_")]
+        note = f"nats a token; before {plain(start)}"
+        note += "" if bound is None else f", {name} {plain(bound)}"
+        add(label, plain(story.end[at]), "", note, role)
+    was, now = (story.samples[when] for when in ("before", "after"))
+    if now.get("aggregate") is not None:
+        note = f"before {was['aggregate']:.3f}; from 0 to 1, 1 is best"
+        add("LUME aggregate", f"{now['aggregate']:.3f}", "", note)
+    else:
+        for key in ("forget", "retain"):
+            one, two = (100 * part["scores"][key]["exact"] for part in (was, now))
+            add(f"Exact answers, {key}", f"{two:.0f}", "%", f"before {one:.0f}\u202f%")
+    found_rate = story.config.get("lr") is None
+    add(
+        "Learning rate",
+        f"{r['lr']:.2g}",
+        "",
+        "found; of the last step" if found_rate else "as given",
+    )
+    return found
 
 
 def bars_of(samples: Record) -> tuple[dict[str, float], dict[str, float]]:
@@ -140,67 +151,38 @@ def bars_of(samples: Record) -> tuple[dict[str, float], dict[str, float]]:
     return found[0], found[1]
 
 
-def trajectory(axes: Axes, story: Story, colours: Colours) -> None:
-    """Forget loss against retain loss, from the start to the end."""
-    forget = [f for _, f, _ in story.evaluations]
-    retain = [r for _, _, r in story.evaluations]
-    axes.plot(retain, forget, color=colours["private"], lw=1.9, marker="o", ms=3.5)
-    last = story.result["after"]
-    end = (last["retain_loss"], last["forget_loss"])
-    axes.plot(*end, "o", ms=10, mfc="none", mec=colours["brass"], mew=1.8)
-    for text, at in (("before", (retain[0], forget[0])), ("after", end)):
-        axes.annotate(
-            text, at, xytext=(8, -3), textcoords="offset points",
-            color=colours["ink"], weight="bold", fontsize=10,
-        )  # fmt: skip
-    if story.target is not None:
-        axes.axhline(story.target, color=colours["muted"], lw=1.1, ls=(0, (2, 2)))
-    if story.limit is not None and story.limit < 3 * max(retain):
-        axes.axvline(story.limit, color=colours["plain"], lw=1.1, ls=(0, (2, 2)))
-    axes.set_xlim(left=0, right=1.15 * max([*retain, end[0], 1e-3]))
-    axes.set_ylim(bottom=0, top=1.12 * max([*forget, story.target or 0.0]))
-    axes.set_xlabel("retain loss, nats a token", loc="right", color=colours["muted"], labelpad=1)
-    axes.set_ylabel("forget loss, nats a token", color=colours["muted"])
-    frame(axes, colours)
+def thinned(looks: list[Any], rows: int = ROWS) -> list[Any]:
+    """At most `rows` of them, evenly, the last always among them."""
+    stride = max(1, -(-len(looks) // rows))
+    return looks[(len(looks) - 1) % stride :: stride]
 
 
-def losses(axes: Axes, story: Story, colours: Colours) -> None:
-    """Both losses by step."""
-    steps = [step for step, _, _ in story.evaluations]
-    for at, (name, role, dash) in enumerate(
-        (("forget", "private", "-"), ("retain", "plain", (0, (5, 2)))), start=1
+def texts(samples: Record, key: str) -> list[dict[str, str]]:
+    """Prompt, answer, what was written before and after, of some rows of a set; mark and role say
+    what became of an answer that the model knew word for word; before is "" where it was that."""
+    found = []
+    for one, two in zip(
+        samples["before"]["samples"][key], samples["after"]["samples"][key], strict=True
     ):
-        values = [one[at] for one in story.evaluations]
-        axes.plot(steps, values, color=colours[role], lw=1.9, ls=dash, label=name)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("step", loc="right", color=colours["muted"], labelpad=1)
-    axes.legend(frameon=False, labelcolor=colours["muted"])
-    frame(axes, colours)
+        knew, knows = (part["written"].strip() == one["output"].strip() for part in (one, two))
+        same = "still word for word" if key == "forget" else "word for word"
+        good = knows != (key == "forget")
+        found.append(
+            {
+                "prompt": _cut(one["input"], end=True),
+                "answer": _cut(one["output"]),
+                "before": "" if knew else _cut(one["written"]) or NOTHING,
+                "after": _cut(two["written"]) or NOTHING,
+                "mark": same if knows else "no longer word for word" if knew else "",
+                "role": "private" if good else "plain",
+            }
+        )
+    return found
 
 
-def rate(axes: Axes, story: Story, colours: Colours) -> None:
-    """The learning rate by step, logarithmic."""
-    steps, values = [s for s, _ in story.rates], [v for _, v in story.rates]
-    axes.semilogy(steps, values, color=colours["private"], lw=1.9, drawstyle="steps-post")
-    axes.set_xlabel("step", loc="right", color=colours["muted"], labelpad=1)
-    frame(axes, colours)
-
-
-def bars(
-    axes: Axes, before: Mapping[str, float], after: Mapping[str, float], colours: Colours
-) -> None:
-    """Every score before and after, as bars from 0 to 1: higher is better for all."""
-    names: Sequence[str] = list(before)
-    for shift, values, role, label in (
-        (0.2, before, "line", "before"), (-0.2, after, "private", "after"),
-    ):  # fmt: skip
-        places = [len(names) - 1 - k + shift for k in range(len(names))]
-        axes.barh(places, [values[n] for n in names], height=0.36, color=colours[role], label=label)
-    axes.set_yticks(range(len(names)), list(reversed(names)), fontsize=7.5)
-    axes.set_xlim(0, 1)
-    axes.legend(
-        frameon=False, labelcolor=colours["muted"], fontsize=8, loc="lower right",
-        bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0,
-    )  # fmt: skip
-    frame(axes, colours)
-    axes.grid(visible=False, axis="y")
+def _cut(text: str, *, end: bool = False) -> str:
+    """At most `LONGEST` characters, from the start or (end) the end."""
+    text = text.strip()
+    if len(text) <= LONGEST:
+        return text
+    return "… " + text[-LONGEST:] if end else text[:LONGEST] + " …"

@@ -10,47 +10,69 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steelyard.report.claims import COLORS
-from steelyard.report.plots import drawn_png, drawn_svg, frame
-from steelyard.report.unlearning import Story, read
+from steelyard.report.numerals import day, duration, listed, plain
+from steelyard.report.plots import drawn_png, drawn_svg
+from steelyard.report.templates import markup, rendered
+from steelyard.report.unlearning import TASKS, WIDE
+from steelyard.report.unlearning_charts import LEAST, level, named
+from steelyard.report.unlearning_read import Story, read
 from steelyard.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HERE = Path(__file__).parent
-COLUMNS = ("", "aggregate", "AUC", "attack score", "utility", "final")
+COLUMNS = ("model", "aggregate", "AUC", "attack score", "utility", "final")
+LOOKS = (("private", "o", "-"), ("plain", "s", (0, (5, 2))), ("brass", "^", (0, (1, 1))))
+APART = 0.075  # of the axis: names of paths stand at least so far from each other
 
 
 def write_report(folder: Path) -> Path:
-    """report.html and trajectories.png into the folder of a comparison; the page's path."""
-    import jinja2
-    from markupsafe import Markup
+    """report.html and trajectories.png into the folder of a comparison; the page's path.
 
+    Raises: ValueError, one line, where a method's folder is no finished run.
+    """
     content: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    stories = {path.parent.name: read(path.parent) for path in sorted(folder.glob("*/result.json"))}
+    scores = content["scores"]
+    runs = {path.parent.name: read(path.parent) for path in sorted(folder.glob("*/result.json"))}
+    stories = {name: runs[name] for name in (*scores, *runs) if name in runs}  # as compared
 
     def draw(axes: Axes, colours: Mapping[str, str]) -> None:
         trajectories(axes, stories, content["reference_loss"], colours)
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("unlearning_small.html").render(
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        drawn=Markup(drawn_svg("paths", draw)),
+    page = rendered(
+        "unlearning_small.html",
+        version=next(iter(stories.values())).environment.get("steelyard"),
+        date=day(next(iter(stories.values())).time),
+        drawn=markup(drawn_svg("paths", draw, size=WIDE)),
+        heard="; ".join(
+            f"{name} ends at forget loss {plain(one.end[0])}, retain loss {plain(one.end[1])}"
+            for name, one in stories.items()
+        ),
         columns=COLUMNS,
-        rows=[(name, *cells(scores)) for name, scores in content["scores"].items()],
+        rows=[[name, *_digits(cells(one))] for name, one in scores.items()],
+        runs=[_run(name, one) for name, one in stories.items()],
         stories=stories,
-        benchmark=content["benchmark"],
-        reference=content["reference_loss"],
-        seconds=content["seconds"],
-        twelve=twelve(content["scores"]),
-        names=list(content["scores"]),
+        benchmark=[(k.replace("_", " "), listed(v)) for k, v in content["benchmark"].items()],
+        took=duration(content["seconds"]),
+        tasks=TASKS,
+        twelve=[[name, *_digits(values)] for name, values in twelve(scores)],
+        names=list(scores),
     )
-    write_atomically(folder / "trajectories.png", drawn_png(draw, title="Unlearning, step by step"))
-    return write_atomically(folder / "report.html", page)
+    picture = drawn_png(draw, title="Unlearning, step by step")
+    write_atomically(folder / "trajectories.png", picture)
+    return write_atomically(folder / "report.html", page.encode(errors="replace"))
+
+
+def _run(name: str, story: Story) -> list[str]:
+    """A line of the table of runs."""
+    r = story.result
+    found = " (found)" if story.config.get("lr") is None else ""
+    steps = f"{r['steps']} of {r['planned_steps']}"
+    return [name, steps, f"{r['seconds']:.0f}", f"{r['lr']:.2g}{found}", *map(plain, story.end)]
+
+
+def _digits(values: Any) -> list[str]:
+    return [f"{value:.3f}" for value in values]
 
 
 def cells(scores: Mapping[str, Any]) -> tuple[float, ...]:
@@ -73,22 +95,25 @@ def twelve(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[floa
 def trajectories(
     axes: Axes, stories: Mapping[str, Story], reference: float, colours: Mapping[str, str]
 ) -> None:
-    """The paths of all methods in one picture, each with its name at its end."""
-    widest = 0.05
-    for color, (name, story) in zip(COLORS, stories.items(), strict=False):
-        retain = [one[2] for one in story.evaluations]
-        forget = [one[1] for one in story.evaluations]
-        after = story.result["after"]
-        end = (after["retain_loss"], after["forget_loss"])
-        axes.plot(retain, forget, color=color, lw=1.8, marker="o", ms=3)
-        axes.plot(*end, "o", ms=9, mfc="none", mec=color, mew=1.6)
+    """The paths of all methods up to the models that were saved, each with its name at its end."""
+    right = 1.3 * max(LEAST, *(r for one in stories.values() for _, _, r in one.kept))
+    top = 1.12 * max(reference, *(f for one in stories.values() for _, f, _ in one.kept))
+    for at, one in enumerate(stories.values()):
+        role, marker, dash = LOOKS[at % len(LOOKS)]
+        retain, forget = [r for _, _, r in one.kept], [f for _, f, _ in one.kept]
+        line = {"color": colours[role], "lw": 1.8, "ls": dash, "marker": marker, "ms": 3}
+        axes.plot(retain, forget, clip_on=False, **line)
+        ring = {"ms": 9, "mfc": "none", "mec": colours[role], "mew": 1.6}
+        axes.plot(*one.end[::-1], "o", clip_on=False, **ring)
+    lowest = -1.0
+    for at, (name, one) in sorted(enumerate(stories.items()), key=lambda item: item[1][1].end[0]):
+        forget, retain = one.end
+        lowest = max(forget / top, lowest + APART)  # a name that would hit another goes above it
         axes.annotate(
-            name, end, xytext=(8, -3), textcoords="offset points", color=color, weight="bold"
-        )
-        widest = max([widest, *retain, end[0]])
-    axes.axhline(reference, color=colours["muted"], lw=1.1, ls=(0, (2, 2)))
-    axes.set_xlim(0, 1.25 * widest)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("retain loss, nats a token", loc="right", color=colours["muted"], labelpad=1)
-    axes.set_ylabel("forget loss, nats a token", color=colours["muted"])
-    frame(axes, colours)
+            name, (retain, lowest * top), xytext=(9, 0), textcoords="offset points", va="center",
+            color=colours[LOOKS[at % len(LOOKS)][0]], weight="bold", annotation_clip=False,
+        )  # fmt: skip
+    level(axes, reference, f"reference {plain(reference)}", colours)
+    axes.set_xlim(0, right)
+    axes.set_ylim(0, top)
+    named(axes, colours)
