@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from steelyard.plans.pretraining import phase_plan
     from steelyard.plans.privacy import Event, PrivacyPlan, plan_privacy, spent_epsilon
     from steelyard.rows.per_sample import PerSample
+    from steelyard.rows.private_tasks import PrivateTasks
     from steelyard.rows.sampling import PoissonSampler, microbatches, poisson_loader
     from steelyard.rows.sources import PublicRows
+    from steelyard.rows.task_noise import PrivateTask, PublicTask
     from steelyard.rows.tasks import Tasks
     from steelyard.runs.ledger import BudgetExceeded, Ledger
     from steelyard.steps.gen import GeN
@@ -66,8 +68,10 @@ _HOME = {
     "plans.pretraining": ("phase_plan",),
     "plans.privacy": ("Event", "PrivacyPlan", "plan_privacy", "spent_epsilon"),
     "rows.per_sample": ("PerSample",),
+    "rows.private_tasks": ("PrivateTasks",),
     "rows.sampling": ("PoissonSampler", "microbatches", "poisson_loader"),
     "rows.sources": ("PublicRows",),
+    "rows.task_noise": ("PrivateTask", "PublicTask"),
     "rows.tasks": ("Tasks",),
     "runs.ledger": ("BudgetExceeded", "Ledger"),
     "steps.gen": ("GeN",),
@@ -114,7 +118,10 @@ __all__ = [
     "PoissonSampler",
     "PrivacyPlan",
     "PrivateProbe",
+    "PrivateTask",
+    "PrivateTasks",
     "PublicRows",
+    "PublicTask",
     "Recorder",
     "SampleWeight",
     "Tasks",

@@ -75,3 +75,21 @@ def test_no_hook_stays_behind(new_model, forget):
     with pytest.raises(ValueError, match=r"returns no \[B, T, d\]"):
         hidden(torch.nn.Sequential(model, torch.nn.Flatten()), forget, "1")
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_blocks_that_return_more_than_the_states(forget):
+    class Block(torch.nn.Module):
+        def forward(self, h):
+            return h + 1, 5 * h  # the states, then a cache
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(24, 4)
+            self.blocks = torch.nn.ModuleList([Block()])
+
+        def forward(self, tokens):
+            return self.blocks[0](self.table(tokens))[0]
+
+    model = Decoder()
+    torch.testing.assert_close(hidden(model, forget, 0), model.table(forget.input_ids) + 1)

@@ -119,6 +119,9 @@ def test_tokens_refuse_what_is_no_right_padded_batch(forget):
         Tokens(ids.flip(1), labels.flip(1), mask.flip(1))
     with pytest.raises(ValueError, match="labels name tokens of the padding"):
         Tokens(ids, labels.where(mask == 1, 5), mask)
+    shifted = labels.roll(-1, 1).where(labels != -100, -100)  # the last of an answer: its padding
+    with pytest.raises(ValueError, match="not the tokens in their place: do not shift them"):
+        Tokens(ids, shifted.where(shifted != -100, labels), mask)
     with pytest.raises(ValueError, match="0 along a whole row"):
         Tokens(ids, torch.full_like(labels, -100), torch.zeros_like(mask))
 

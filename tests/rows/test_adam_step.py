@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -180,6 +182,56 @@ def test_float32_keeps_it_up_to_rounding():
         optimizer.step()
         moved = before - task.where()
         assert float(f @ moved) >= -1e-5 * float(f.norm() * moved.norm())
+
+
+class Decayed:
+    """F wants |w| to grow and the decay shrinks it, against noisy gradients of order 1."""
+
+    def __init__(self, decay, size):
+        self.g = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(size * self.normal().sign())
+        self.optimizer = torch.optim.AdamW([self.w], lr=1e-4, weight_decay=decay)
+        self.blur = Blur(0.1, metric="optimizer")
+        self.tasks = Tasks([self.w], self.blur, optimizer=self.optimizer)
+
+    def normal(self):
+        return torch.randn(50, generator=self.g, dtype=torch.float64)
+
+    def step(self):
+        """(<f, step>, <f, P u> / <f, P f>, record)"""
+        f, r, before = (
+            self.normal() - self.w.detach().sign(),
+            self.normal(),
+            self.w.detach().clone(),
+        )
+        record = self.tasks.backward(retain=r @ self.w, forget=f @ self.w)
+        u = self.w.grad.clone()
+        self.optimizer.step()
+        state = self.optimizer.state[self.w]
+        P = 1 / ((state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8)
+        return float(f @ (before - self.w.detach())), float((f * P) @ u / ((f * P) @ f)), record
+
+
+@pytest.mark.parametrize(("decay", "size"), [(0.1, 3.0), (0.3, 4.0), (1.0, 10.0)])
+@pytest.mark.filterwarnings("ignore:BLUR")
+def test_a_decay_stronger_than_adams_step_does_not_blow_the_gradient_up(decay, size):
+    """xi that grows without bound would make the second moments infinite, and w would never move
+    again; a little less decay sends xi up step after step, since Adam remembers it."""
+    task = Decayed(decay, size)
+    slopes, shares, records = zip(*(task.step() for _ in range(150)), strict=True)
+    assert max(abs(record.weights["forget"]) for record in records) < 25
+    assert float(task.optimizer.state[task.w]["exp_avg_sq"].max()) < 20
+    assert min(shares) >= 0.1 - 1e-9  # the metric's part holds, whatever the decay
+    if decay == 0.1:  # Adam's step is the stronger one
+        assert min(slopes) >= -1e-12
+
+
+def test_a_step_that_cannot_be_kept_from_raising_f_is_told():
+    with pytest.warns(UserWarning, match=r"raising 'forget' in this step.*decay or beta1$"):
+        Decayed(1.0, 10.0).step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Decayed(0.1, 3.0).step()
 
 
 def test_optimizers_that_are_not_known():

@@ -12,7 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from steelyard import Ledger, PerSample, attach, chain, plan_privacy
 from steelyard.filters.doppler import Doppler
-from steelyard.rows.private_tasks import PrivateTask, PrivateTasks, debiased
+from steelyard.filters.gaussian import Gaussian
+from steelyard.objectives.pdu import PrimalDual
+from steelyard.rows.private_tasks import PrivateTasks
+from steelyard.rows.task_noise import PrivateTask, PublicTask
 from steelyard.runs.ledger import BudgetExceeded
 from steelyard.steps.gen import GeN
 from steelyard.types import Clipped
@@ -32,6 +35,7 @@ def net():
 
 
 def tasks_of(sigma=0.0, **options):
+    options = {"sampling_probability": 0.1} | options
     return {
         "retain": PrivateTask(
             clip=FlatClip(0.4), noise_multiplier=sigma, expected_batch=16, **options
@@ -46,10 +50,7 @@ def make(model, sigma=0.0, weighting=None, *, seed=None, filters=(), ledger=None
     rows = PerSample(model, FlatClip(1.0), expected_batch=16)
     private = PrivateTasks(rows, weighting or NGDiff(), tasks_of(sigma, **options), seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    attach(
-        optimizer, private, chain(private.noise, *filters), ledger=ledger,
-        sampling_probability=0.1 if ledger is None else None,
-    )  # fmt: skip
+    attach(optimizer, private, chain(private.noise, *filters), ledger=ledger)
     return private, optimizer
 
 
@@ -144,40 +145,11 @@ def test_the_release_says_what_noise_is_left_in_it():
         assert released.noise_multiplier * released.sensitivity == pytest.approx(std)
 
 
-# -- the Gram matrix -------------------------------------------------------------------------------
-
-
-def test_debiasing_removes_the_noise_from_the_diagonal():
-    g = torch.Generator().manual_seed(3)
-    rows = torch.randn(2, 400, dtype=torch.float64, generator=g)
-    tau = torch.tensor([0.8, 0.3], dtype=torch.float64)
-    raw, clean = [], []
-    for _ in range(400):
-        noised = rows + tau[:, None] * torch.randn(2, 400, dtype=torch.float64, generator=g)
-        raw.append(noised @ noised.T)
-        clean.append(debiased(raw[-1], tau, 400))
-    truth = rows @ rows.T
-    raw, clean = torch.stack(raw).mean(0), torch.stack(clean).mean(0)
-    torch.testing.assert_close(clean, truth, rtol=0.01, atol=3.0)
-    assert float(raw[0, 0] - truth[0, 0]) == pytest.approx(400 * 0.64, rel=0.05)
-
-
-def test_a_row_below_its_noise_gets_a_bounded_weight():
-    tau, d = torch.tensor([1.0, 0.0], dtype=torch.float64), 100
-    matrix = torch.tensor([[90.0, 40.0], [40.0, 4.0]], dtype=torch.float64)  # less than d tau^2
-    found = debiased(matrix, tau, d)
-    assert found[0, 0] == pytest.approx(math.sqrt(200))
-    assert found[1, 1] == 4
-    assert found[0, 1] == pytest.approx(math.sqrt(math.sqrt(200) * 4))  # a cosine of 1, not more
-    untouched = torch.tensor([[9.0, -2.0], [-2.0, 4.0]], dtype=torch.float64)
-    torch.testing.assert_close(debiased(untouched, 0 * tau, d), untouched)
-
-
 # -- accounting ------------------------------------------------------------------------------------
 
 
 def test_every_release_is_charged():
-    plan = plan_privacy(n=160, batch=16, steps=5, noise_multiplier=1.5, delta=1e-5)
+    plan = plan_privacy(n=240, batch=24, steps=5, noise_multiplier=1.5, delta=1e-5)
     ledger, model = Ledger(plan), net()
     private, optimizer = make(model, 1.5, ledger=ledger)
     step(model, private, optimizer)
@@ -189,11 +161,46 @@ def test_every_release_is_charged():
     assert [key for key, _ in ledger._history] == [(1.5, 0.2), (3.0, 0.2)]
     with pytest.raises(ValueError, match="probes"):
         GeN(optimizer)  # attach has marked it private
+    said = " ".join(ledger.report()["assumptions"])
+    assert "retain (noise multiplier 1.5, each of its samples with probability 0.2), forget" in said
+
+
+def test_what_two_releases_a_step_cost_is_what_was_planned():
+    plan = plan_privacy(n=240, batch=24, steps=2 * 5, noise_multiplier=1.5, delta=1e-5)
+    ledger, model = Ledger(plan), net()
+    rows = PerSample(model, FlatClip(1.0), expected_batch=16)
+    tasks = {
+        name: dataclasses.replace(task, noise_multiplier=1.5)
+        for name, task in tasks_of(1.5).items()
+    }
+    private = PrivateTasks(rows, NGDiff(), tasks)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    attach(optimizer, private, private.noise, ledger=ledger)
+    for _ in range(5):
+        step(model, private, optimizer)
+    assert ledger.epsilon() == pytest.approx(plan.epsilon)
+
+
+def test_a_fixed_order_of_batches_is_refused():
+    """The ledger counts one pass over one order; two tasks may visit a sample twice in it."""
+    plan = plan_privacy(
+        n=240, batch=24, steps=5, noise_multiplier=1.5, delta=1e-5, sampling="unamplified"
+    )
+    with pytest.raises(ValueError, match="accounting is for poisson sampling"):
+        make(net(), 1.5, ledger=Ledger(plan))
+
+
+def test_a_private_task_without_noise_is_charged_as_such():
+    plan = plan_privacy(n=240, batch=24, steps=5, noise_multiplier=1.5, delta=1e-5)
+    ledger, model = Ledger(plan), net()
+    private, optimizer = make(model, 0.0, ledger=ledger)
+    step(model, private, optimizer)
+    assert ledger.epsilon() == math.inf
 
 
 def test_a_budget_with_room_for_one_release_pays_for_none():
-    plan = plan_privacy(n=160, batch=16, steps=5, noise_multiplier=1.5, delta=1e-5)
-    one = plan_privacy(n=160, batch=16, steps=1, noise_multiplier=1.5, delta=1e-5).epsilon
+    plan = plan_privacy(n=240, batch=24, steps=5, noise_multiplier=1.5, delta=1e-5)
+    one = plan_privacy(n=240, batch=24, steps=1, noise_multiplier=1.5, delta=1e-5).epsilon
     model = net()
     ledger = Ledger(dataclasses.replace(plan, target_epsilon=1.0001 * one))
     private, optimizer = make(model, 1.5, ledger=ledger)
@@ -226,6 +233,40 @@ def test_seeds_give_different_noise_to_each_row_and_states_resume():
 # -- refusals --------------------------------------------------------------------------------------
 
 
+def test_the_tasks_noise_is_for_their_rows_and_their_rows_for_it():
+    """Else one task's gradient would get the noise of another sensitivity, without a word."""
+    model = net()
+    rows = PerSample(model, FlatClip(100.0), expected_batch=16)
+    one = {"retain": tasks_of(1.0)["retain"]}
+    private = PrivateTasks(rows, NGDiff(), one)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"write attach\(optimizer, private, private.noise\)"):
+        attach(optimizer, rows, private.noise)
+    wrong = attach(optimizer, private, Gaussian(1.0))
+    private.backward(retain=losses(model, RETAIN))
+    before = flat(model.parameters()).clone()
+    with pytest.raises(RuntimeError, match="by nothing else than their own mechanism"):
+        optimizer.step()
+    assert torch.equal(flat(model.parameters()), before)
+    assert all(p.grad is None for p in model.parameters())
+    wrong.detach()
+    right = attach(optimizer, private, private.noise)
+    private.backward(retain=losses(model, RETAIN))
+    optimizer.step()
+    right.detach()
+    assert not private.noise.connected
+
+
+def test_samples_of_one_forward_pass_are_not_mistaken_for_two_tasks():
+    """Losses of a part of a batch would be paired with other samples' inputs."""
+    model = net()
+    private, _ = make(model)
+    both = cross_entropy(model(X), Y, reduction="none")
+    with pytest.raises(ValueError, match="18 losses for a batch of 30 samples"):
+        private.backward(retain=both[RETAIN], forget=-both[FORGET])
+    assert not private.armed
+
+
 def test_refusals():
     model = net()
     private, optimizer = make(model)
@@ -236,13 +277,21 @@ def test_refusals():
     private.backward(retain=losses(model, RETAIN), forget=losses(model, FORGET) * math.nan)
     with pytest.raises(FloatingPointError, match=r"of forget is not finite"):
         optimizer.step()
-    for wrong in (LossNormalised(), Blur(metric="optimizer")):
+    for wrong in (LossNormalised(), Blur(metric="optimizer"), PrimalDual()):
         with pytest.raises(ValueError, match="private tasks release gradients only"):
             make(net(), weighting=wrong)
-    with pytest.raises(ValueError, match="no task"):
-        PrivateTasks(PerSample(net(), FlatClip(1.0), expected_batch=1), NGDiff(), {})
-    for bad in ({"noise_multiplier": -1}, {"sampling_probability": 1.5}):
+    for none in ({}, {"retain": PublicTask(expected_batch=4)}):
+        with pytest.raises(ValueError, match="no private task"):
+            PrivateTasks(PerSample(net(), FlatClip(1.0), expected_batch=1), NGDiff(), none)
+    fine = tasks_of(1.0)["retain"]
+    for bad in (
+        {"noise_multiplier": -1}, {"sampling_probability": 1.5}, {"sampling_probability": 0.0},
+        {"expected_batch": 0}, {"expected_batch": -8}, {"expected_batch": math.inf},
+        {"expected_batch": math.nan},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="found"):
-            PrivateTask(
-                **{"clip": FlatClip(1.0), "noise_multiplier": 1.0, "expected_batch": 4} | bad
-            )
+            dataclasses.replace(fine, **bad)
+    with pytest.raises(TypeError, match="sampling_probability"):  # no default can be right
+        PrivateTask(clip=FlatClip(1.0), noise_multiplier=1.0, expected_batch=4)
+    with pytest.raises(ValueError, match="expected batch must be positive, found 0"):
+        PublicTask(expected_batch=0)

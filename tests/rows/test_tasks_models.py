@@ -130,6 +130,38 @@ def test_bfloat16_gradients_are_weighed_in_float32():
     assert off**0.5 < 0.01 * record.norm
 
 
+@pytest.mark.parametrize("view", [False, True])
+def test_inside_ddp_whose_gradients_are_views_of_its_buckets(view, tmp_path):
+    """With gradient_as_bucket_view the second task's backward is written over the first's row."""
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = Checkpointed(None)
+        expected = naive(model)
+        wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=view)
+        for _ in range(2):  # the second time, buckets are in use
+            record = step(wrapped)
+            for p, g in zip(model.parameters(), expected, strict=True):
+                torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-5)
+            assert abs(record.cosines["retain", "forget"]) < 0.99
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_scale_of_a_gradscaler():
+    """NGDiff takes it out, so a scaler's step would divide by it again; BLUR hands it on."""
+    model, found = gpt(), {}
+    for scale in (1.0, 2.0**16):
+        for weighting in (NGDiff(), Blur()):
+            Tasks(model.parameters(), weighting).backward(
+                retain=scale * ce(model, slice(0, 3)), forget=-scale * ce(model, slice(3, 6))
+            )
+            grads = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+            found[type(weighting), scale] = grads
+    torch.testing.assert_close(found[NGDiff, 2.0**16], found[NGDiff, 1.0])
+    torch.testing.assert_close(found[Blur, 2.0**16] / 2.0**16, found[Blur, 1.0])
+
+
 def test_under_autocast():
     model = gpt()
     with torch.autocast("cpu", dtype=torch.bfloat16):

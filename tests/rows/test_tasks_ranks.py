@@ -65,6 +65,27 @@ def work(rank, folder):
     )
     mine = [[slice(0, 7)], [slice(7, 40), slice(50, 60)]][rank]  # of different sizes
     torch.save(run(mine, seed=rank), f"{folder}/rank{rank}")
+    torch.manual_seed(0)
+    net = nn.Linear(5, 3).double()
+    x, y = torch.randn(2, 2, 9, 5).double(), torch.randint(3, (2, 2, 9))  # rank, task, sample
+    losses = [lambda m, i=i, s=s: s * cross_entropy(m(x[:, i].flatten(0, 1)), y[:, i].flatten())
+              for i, s in enumerate((1.0, -1.0))]
+    rows = [torch.autograd.grad(loss(net), list(net.parameters())) for loss in losses]
+    norms = [torch.cat([g.flatten() for g in row]).norm() for row in rows]
+    for view in (False, True):  # the module wrapped after all: reduced twice, to the same numbers
+        ddp = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=view)
+
+        def part(i, sign, rows):
+            return lambda: sign * cross_entropy(
+                ddp(x[rank, i, rows]), y[rank, i, rows], reduction="none"
+            )
+
+        own = slice(0, 9), slice(0, 4 + rank), slice(4 + rank, 9)
+        Tasks(net.parameters(), NGDiff()).backward(
+            retain=[part(0, 1.0, one) for one in own[1:]], forget=part(1, -1.0, own[0])
+        )
+        for p, a, b in zip(net.parameters(), *rows):
+            torch.testing.assert_close(p.grad, a / norms[0] + b / norms[1])
     p = nn.Parameter(torch.ones(2))
     empty = Tasks([p], NGDiff())
     empty.backward(one=[lambda: (p**2).sum()] if rank else [], two=(p**3).sum())  # one rank's

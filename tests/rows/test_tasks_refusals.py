@@ -37,7 +37,10 @@ def ce(model, part):
     [
         (lambda m: m(X), r"must be a mean \[\], one per sample \[B\].*found shape \[40, 3\]$"),
         (lambda m: 0.5, r"found float$"),
-        (lambda m: (ce(m, RETAIN), -1), r"must be a mean"),
+        (lambda m: (ce(m, RETAIN), -1), r"must be a mean.*found count -1$"),
+        (lambda m: (ce(m, RETAIN), math.inf), r"must be a mean.*found count inf$"),
+        (lambda m: (ce(m, RETAIN), ce(m, FORGET)), r"looks like a second loss: .* as a list$"),
+        (lambda m: (ce(m, RETAIN), 1, 2), r"must be a mean.*found tuple$"),
         (lambda m: (ce(m, RETAIN), 0), r"task 'retain' has no sample in this step"),
         (lambda m: [], r"task 'retain' has no sample in this step"),
         (lambda m: m(X[:0]).sum(1), r"task 'retain' has no sample in this step"),
@@ -59,6 +62,10 @@ def test_what_is_not_finite_is_refused_by_name():
     with pytest.raises(FloatingPointError, match=r"^the gradient of forget is not finite"):
         tasks.backward(retain=ce(model, RETAIN), forget=ce(model, FORGET) * math.inf)
     assert all(p.grad is None for p in model.parameters())
+    for bad in (math.inf, math.nan):  # the gradient of retain is finite: the weights would be wrong
+        with pytest.raises(FloatingPointError, match=r"^the loss of retain is not finite"):
+            tasks.backward(retain=ce(model, RETAIN) + bad, forget=ce(model, FORGET))
+        assert all(p.grad is None for p in model.parameters())
     for wrong in (lambda g: g.new_tensor([1.0, math.nan]), lambda g: torch.ones(3), lambda g: g):
         with pytest.raises(ValueError, match=r"^function gave weights .* for 2 rows"):
             Tasks(model.parameters(), wrong).backward(a=ce(model, RETAIN), b=ce(model, FORGET))
@@ -70,6 +77,11 @@ def test_parameters_that_cannot_be_weighed():
         Tasks([nn.Parameter(torch.ones(2), requires_grad=False)], NGDiff())
     with pytest.raises(ValueError, match=r"shape \[2\] is sharded or not floating point"):
         Tasks([nn.Parameter(torch.ones(2, dtype=torch.complex64))], NGDiff())
+    for mark in ("_is_flat_param", "_fsdp_flattened", "ds_id"):  # FSDP's and DeepSpeed's
+        shard = nn.Parameter(torch.ones(2))
+        setattr(shard, mark, True)
+        with pytest.raises(ValueError, match=r"shape \[2\] is sharded"):
+            Tasks([shard], NGDiff())
     sparse = nn.Embedding(5, 2, sparse=True)
     with pytest.raises(ValueError, match="sparse=False"):
         Tasks(sparse.parameters(), NGDiff()).backward(
@@ -78,6 +90,10 @@ def test_parameters_that_cannot_be_weighed():
     for optimizer in (None, torch.optim.SGD(net().parameters(), 0.1)):
         with pytest.raises(ValueError, match=r"Adam and AdamW, found (none|SGD)"):
             Tasks(net().parameters(), Blur(metric="optimizer"), optimizer=optimizer)
+    model, foreign = net(), torch.optim.AdamW(net().parameters())
+    tasks = Tasks(model.parameters(), Blur(metric="optimizer"), optimizer=foreign)
+    with pytest.raises(ValueError, match="holds none of the parameters"):
+        tasks.backward(retain=ce(model, RETAIN), forget=-ce(model, FORGET))
 
 
 def test_a_raising_loss_leaves_no_gradient():

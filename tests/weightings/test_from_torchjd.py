@@ -52,6 +52,19 @@ def test_torchjd_itself():
         gradients(aggregation.MoDoWeighting())
 
 
+def test_what_wraps_a_misreading_is_refused():
+    """An aggregator's `.weighting` squares what it is given: it gave other weights in silence."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    with pytest.raises(ValueError, match=r"^_Composition weighs by whole gradients"):
+        gradients(aggregation.MGDA().weighting)
+    with pytest.raises(ValueError, match=r"^MoDoWeighting weighs by whole gradients"):
+        gradients(aggregation.CRMOGMWeighting(aggregation.MoDoWeighting()))
+    inner = aggregation.MGDAWeighting()
+    for good in (aggregation.MGDA().gramian_weighting, aggregation.CRMOGMWeighting(inner)):
+        g, step, _ = gradients(good)
+        torch.testing.assert_close(step, inner(g @ g.T) @ g)
+
+
 def test_what_would_misread_a_gram_matrix_is_refused():
     def kind(name, *bases):  # as torchjd's classes look from outside
         return type(name, bases or (object,), {"__module__": "torchjd.aggregation._x"})

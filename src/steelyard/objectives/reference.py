@@ -31,6 +31,8 @@ class Reference:
     `adapter_off`: p0 is `model`, of peft, with its adapters disabled.
     Guarantees: modes (train or eval, module by module) and every requires_grad are as before after
     each call, also where peft would have changed them; nothing returned has a graph.
+    The trained model is asked in its own mode: with dropout log(p/p0) is noise around the truth,
+    and not 0 at p = p0, so use `model.eval()` (gradients flow all the same) or rates of 0.
     """
 
     model: nn.Module

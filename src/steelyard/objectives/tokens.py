@@ -28,7 +28,8 @@ class Tokens:
     `labels`: the token itself where it belongs to the answer, -100 on the prompt and the padding.
     `attention_mask`: 1 on tokens, 0 on padding.
     Raises: ValueError for tensors of other shapes or types; on the CPU also for padding on the
-    left or for labels on padding (elsewhere the look would wait for the device).
+    left, labels on padding, and labels that are other tokens than those in their place (elsewhere
+    the look would wait for the device).
     """
 
     input_ids: Tensor
@@ -52,6 +53,8 @@ class Tokens:
                 raise ValueError("attention_mask is 0 along a whole row: leave empty rows out")
             if ((self.labels != IGNORED) & (self.attention_mask == 0)).any():
                 raise ValueError("labels name tokens of the padding: set them to -100 there")
+            if ((self.labels != IGNORED) & (self.labels != self.input_ids)).any():
+                raise ValueError("labels are not the tokens in their place: do not shift them")
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -49,7 +49,7 @@ class _Place:
 
 class AdamStep:
     """rows: gradients of `parameters`, each to be multiplied by its scale. Parameters that the
-    optimizer does not hold do not move."""
+    optimizer does not hold do not move; ValueError where it holds none of them."""
 
     def __init__(
         self,
@@ -65,6 +65,11 @@ class AdamStep:
             for p, tensors in zip(parameters, zip(*rows, strict=True), strict=True)
             if id(p) in groups
         ]
+        if not self._places:
+            raise ValueError(
+                "the optimizer holds none of the parameters, so its step says nothing about them: "
+                "give Tasks the optimizer that moves them"
+            )
         self._still = all(float(group["lr"]) == 0 for group in optimizer.param_groups)
 
     @torch.no_grad()

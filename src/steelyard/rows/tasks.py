@@ -61,11 +61,17 @@ class Tasks:
     | a parameter that one task does not reach | zero in its row |
     | a parameter that no task reaches | `.grad` is None (on several ranks: 0) |
     | a zero gradient, or rows that are antiparallel | `vanished`, `antiparallel` in the record |
-    | a gradient or weight that is not finite | FloatingPointError, ValueError; `.grad` is None |
+    | a loss, gradient or weight that is not finite | an error; `.grad` is None |
+    | losses scaled by a GradScaler | NGDiff and all that ignores scales takes the factor out, and \
+    `scaler.step` would divide by it again: use bfloat16, without a scaler |
 
-    Give the module inside DistributedDataParallel: gradients are reduced here. Activation
-    checkpointing needs use_reentrant=False. Raises ValueError for parameters that are sharded or
-    not floating point, names that do not fit, and losses that are no losses.
+    Give the module inside DistributedDataParallel: gradients are reduced here. With DDP around it
+    they are reduced twice, to the same numbers, and ranks with other numbers of micro-batches wait
+    for ever. Activation checkpointing needs use_reentrant=False.
+
+    Raises FloatingPointError for losses and gradients that are not finite; ValueError for weights
+    that are not, parameters that are sharded or not floating point, names that do not fit, and
+    losses that are no losses.
     """
 
     def __init__(
@@ -81,7 +87,7 @@ class Tasks:
         if not self._parameters:
             raise ValueError("no trainable parameter: nothing to weigh gradients for")
         for p in self._parameters:
-            if not p.is_floating_point() or getattr(p, "placements", None) is not None:
+            if not p.is_floating_point() or _sharded(p):
                 raise ValueError(
                     f"a parameter of shape {list(p.shape)} is sharded or not floating point: Tasks "
                     "needs whole real parameters on every rank"
@@ -114,7 +120,7 @@ class Tasks:
             for place, name in enumerate(names):
                 self._drop()
                 sums.append(self._accumulate(name, tasks[name], last=place + 1 == len(names)))
-                rows.append([p.grad for p in self._parameters])
+                rows.append([_own(p.grad) for p in self._parameters])
             return self._weigh(names, rows, sums)
         except BaseException:
             self._drop()
@@ -168,7 +174,8 @@ class Tasks:
         scales = [1 / count for _, count, _ in sums]
         losses = [total / count for total, count, _ in sums]
         matrix = gram(rows, scales)
-        _refuse_nonfinite(names, matrix)
+        _refuse_nonfinite("gradient", names, matrix.diagonal().tolist())
+        _refuse_nonfinite("loss", names, losses)
         weights = self._decide(names, losses, matrix, rows, scales)
         combined = combine(rows, [w * s for w, s in zip(weights, scales, strict=True)])
         for p, tensor in zip(self._parameters, combined, strict=True):
@@ -222,16 +229,39 @@ class Tasks:
         return numbers.tolist()
 
 
+def _own(grad: Tensor | None) -> Tensor | None:
+    """A tensor that the next backward leaves alone: DDP's buckets (gradient_as_bucket_view) are
+    written again."""
+    return grad.clone() if grad is not None and grad._is_view() else grad
+
+
+def _sharded(p: Tensor) -> bool:
+    """DTensor (FSDP2); FSDP's flat parameters and their views; DeepSpeed's stage 3."""
+    return (
+        getattr(p, "placements", None) is not None
+        or getattr(p, "_is_flat_param", False)
+        or getattr(p, "_fsdp_flattened", False)
+        or hasattr(p, "ds_id")
+    )
+
+
 def _sum_and_count(name: str, loss: Loss) -> tuple[Tensor, float]:
     if isinstance(loss, tuple):
-        total, count = loss
+        total, count = loss if len(loss) == 2 else (loss, 0)
+        if isinstance(count, Tensor) and count.requires_grad:
+            raise ValueError(
+                f"the count of task {name!r} has a graph, so it looks like a second loss: give "
+                "micro-batches as a list"
+            )
         count = float(count)
     else:
         total, count = loss, 1.0
         if isinstance(loss, Tensor) and loss.dim() == 1:
             total, count = loss.sum(), float(len(loss))
-    if not isinstance(total, Tensor) or total.dim() or not total.is_floating_point() or count < 0:
+    whole = isinstance(total, Tensor) and not total.dim() and total.is_floating_point()
+    if not whole or not 0 <= count < math.inf:
         found = f"shape {list(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+        found = f"count {count:g}" if whole else found
         raise ValueError(
             f"the loss of task {name!r} must be a mean [], one per sample [B], or (sum [], count); "
             f"found {found}"
@@ -239,12 +269,11 @@ def _sum_and_count(name: str, loss: Loss) -> tuple[Tensor, float]:
     return total, count
 
 
-def _refuse_nonfinite(names: Sequence[str], matrix: Tensor) -> None:
-    squares = matrix.diagonal().tolist()
-    wrong = [n for n, square in zip(names, squares, strict=True) if not math.isfinite(square)]
+def _refuse_nonfinite(what: str, names: Sequence[str], numbers: Sequence[float]) -> None:
+    wrong = [n for n, number in zip(names, numbers, strict=True) if not math.isfinite(number)]
     if wrong:
         raise FloatingPointError(
-            f"the gradient of {', '.join(wrong)} is not finite (nan or inf): check the inputs, "
+            f"the {what} of {', '.join(wrong)} is not finite (nan or inf): check the inputs, "
             "lower the learning rate, or stop before a forget loss without bound explodes"
         )
 

@@ -21,8 +21,10 @@ project globally, over all parameters; so does this.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -32,6 +34,7 @@ from steelyard.weightings.ngdiff import TINY, checked_tiny, standing
 
 TOLERANCE = 1e-3  # of xi, in the search along the optimizer's own step
 MOST = 60  # evaluations of that search
+FARTHEST = 10  # in (gamma + ||r||/||f||): its step is bounded, its second moments would remember
 
 
 class Slopes(Protocol):
@@ -48,22 +51,28 @@ class Blur:
     """u = r + xi f. Two rows; `lower` names f ("retain" swaps the roles). On a bare Gram matrix the
     rows are retain, forget.
 
-    Guarantees for plain SGD: <f, u> = gamma ||f||^2 for every r, so F never rises to first order;
-    one_sided: at least that. Scaling R scales the projected part only; scaling F by k multiplies
-    the gamma term by k (norm="unit" takes both scales out).
+    Guarantees for SGD without momentum and decay: <f, u> = gamma ||f||^2 for every r, so F never
+    rises to first order; one_sided: at least that. Scaling R scales the projected part only;
+    scaling F by k multiplies the gamma term by k (norm="unit" takes both scales out). Both hold for
+    the rows of the step: of small batches <f, r> is mostly noise.
 
-    metric="optimizer" (Adam, AdamW; needs `Tasks(..., optimizer=optimizer)`): <f, P u> = gamma
-    <f, P f> to one part in 1,000, with P after the second moments have seen u; where momentum or
-    weight decay would still make the step raise F, xi grows until it does not: <f, step> >= 0 for
-    the real step. That step is predicted: nothing may change `.grad` or the optimizer's settings in
-    between. It costs two or three passes over the parameters, more in Adam's very first steps.
+    metric="optimizer" (Adam, AdamW; needs `Tasks(..., optimizer=optimizer)`): <f, P u> is at least
+    gamma <f, P f>, and more by at most 0.001 (1 + |xi|) <f, P f> (but in Adam's first step, where
+    it jumps), with P after the second moments have seen u; where momentum or weight decay would
+    still make the step raise F, xi grows until it does not: <f, step> >= 0 for the real step, up to
+    the rounding of the parameters. That step is predicted: nothing may change `.grad` or the
+    optimizer's settings in between. It costs two or three passes over the parameters, more in
+    Adam's very first steps.
 
     | case | behaviour |
     |---|---|
     | ||f|| at most `tiny` of ||r|| | u = r |
-    | ||r|| at most `tiny` of ||f|| | xi = gamma: r counts with its weight, not projected |
+    | ||r|| at most `tiny` of ||f|| | u = gamma f, to `tiny`; norm="unit" leaves r out |
     | r parallel to f | u = gamma f |
     | gamma = 0 | pure projected descent on R; F constant to first order |
+    | F without bound below (gradient ascent) | its priority ends in collapse: use NPO, or stop |
+    | momentum and decay need xi beyond 10 (gamma + ||r|| / ||f||) | <f, P u> alone is kept, and a \
+    UserWarning says so: Adam's second moments would remember so large a gradient |
 
     Raises ValueError for options that are none, other than two rows, or none called `lower`.
     """
@@ -103,7 +112,18 @@ class Blur:
 
         def xi(matrix: Tensor, size: Tensor) -> float:
             start = self._projected(matrix, size)
-            return self._search(step, low, up, size, start)
+            ratio = math.sqrt(float(matrix[1, 1] / matrix[0, 0]))  # ||r|| / ||f||
+            farthest = start + FARTHEST * (self.gamma + ratio)
+            search = partial(self._search, step, low, up, size, start)
+            found = search(farthest)
+            if found is None:
+                warnings.warn(
+                    f"BLUR: no weight keeps momentum and weight decay from raising {self.lower!r} "
+                    "in this step, so its metric alone decides: lower weight_decay or beta1",
+                    stacklevel=2,
+                )
+                found = search(None)
+            return start if found is None else found
 
         return self._weights(gram, low, up, xi)
 
@@ -138,11 +158,20 @@ class Blur:
         xi = self.gamma - float(gram[0, 1] / gram[0, 0])
         return max(0.0, xi) if self.one_sided else xi
 
-    def _search(self, step: Slopes, low: int, up: int, size: Tensor, xi: float) -> float:
-        """The smallest xi with <f, P u> >= gamma <f, P f> and <f, step> >= 0, from above.
+    def _search(
+        self,
+        step: Slopes,
+        low: int,
+        up: int,
+        size: Tensor,
+        xi: float,
+        farthest: float | None,
+    ) -> float | None:
+        """An xi with <f, P u> >= gamma <f, P f> and <f, step> >= 0, hardly larger than needed; None
+        where there is none up to `farthest` (None: no bound, and momentum and decay are let be).
 
-        Both grow with xi, at fixed P linearly; so a Newton step with a small push, and halving
-        where it leaves the bracket.
+        At fixed P both slopes are linear in xi and grow: so a Newton step with a small push, and
+        halving where it leaves the bracket. P moves too; what is returned has been looked at.
         """
         lower, upper, reach = -math.inf, math.inf, 1.0
         a, b = float(size[0]), float(size[1])
@@ -151,9 +180,12 @@ class Blur:
             weights[low], weights[up] = a * xi, b
             along, own, real, rate = step.slopes(low, weights)
             if not (own > 0 and rate > 0):  # nothing of f moves: every xi is as good
+                upper = min(upper, xi)
                 break
             # u = b g_up + a xi g_low, and slopes are of g_low itself
-            short = max(self.gamma - along / (a * own), -real / (a * rate))  # xi lacks so much
+            short = self.gamma - along / (a * own)  # xi lacks so much
+            if farthest is not None:
+                short = max(short, -real / (a * rate))
             lower, upper = (xi, upper) if short > 0 else (lower, xi)
             slack = TOLERANCE * (1 + abs(xi))
             if upper < math.inf and (-slack <= short <= 0 or upper - lower <= slack / 10):
@@ -162,5 +194,6 @@ class Blur:
             following = xi + (short * reach / 2 if short > 0 else short) + slack / 2
             inside = lower < following < upper
             xi = following if inside else (lower + upper) / 2
-        xi = upper if upper < math.inf else xi
-        return max(0.0, xi) if self.one_sided else xi
+            if farthest is not None and xi > farthest:
+                return None
+        return None if upper == math.inf else max(0.0, upper) if self.one_sided else upper
