@@ -116,6 +116,7 @@ def test_it_stops_at_the_loss_of_a_reference(command_line, place, memorised):
         (("nomodel", *FILES), "nomodel"),
         (("model", *FILES, "--method", "blurr"), "did you mean 'blur'"),
         (("model", *FILES, "--method", "ga"), "give --lr"),
+        (("model", *FILES, "--lr", 0.1, "--lr-start", 0.01), "--lr-start 0.01 one to begin from"),
         (("model", *FILES, "--length", 9), "tokens, more than 9: shorten it"),
         (("--resume", "run"), "nothing to resume in 'run'"),
         (("model", "--resume", "run"), "goes on with the settings of the run: drop model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -44,6 +45,19 @@ def carry_out(run: Unlearning, folder) -> dict[str, float]:
         return run.run(folder, events, progress)
 
 
+def interrupt(run: Unlearning, step: int, folder, monkeypatch) -> None:
+    """Carry it out as far as `step`, where Ctrl-C is pressed."""
+
+    @contextmanager
+    def pressed():
+        yield SimpleNamespace(is_set=lambda: run.step == step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steelyard.runs.unlearning.interruptible", pressed)
+        with pytest.raises(Interrupted):
+            carry_out(run, folder)
+
+
 def weights(run: Unlearning) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.parameters])
 
@@ -72,6 +86,17 @@ def test_without_a_rate_it_is_found_on_the_retain_loss(start, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "rate"),
+    [({"adapter": "full"}, 1e-5), ({"adapter": "lora"}, 1e-4), ({"lr_start": 3e-3}, 3e-3)],
+)
+def test_where_a_rate_that_is_found_begins(start, changes, rate):
+    run = start(method="ngdiff", lr=None, **changes)
+    assert run.rate is not None
+    assert run.rate.rates == [rate]
+    assert start(method="ngdiff", lr=2e-3).rate is None
+
+
+@pytest.mark.parametrize(
     "changes",
     [{"method": "ngdiff", "lr": None}, {"method": "pdu"}, {"method": "negation"}, {"method": "kl"}],
 )
@@ -79,15 +104,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(start, tmp_path, monk
     whole = start(**changes)
     expected = carry_out(whole, tmp_path / "whole")
     cut = start(**changes)
-
-    @contextmanager
-    def pressed():
-        yield SimpleNamespace(is_set=lambda: cut.step == 5)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("steelyard.runs.unlearning.interruptible", pressed)
-        with pytest.raises(Interrupted):
-            carry_out(cut, tmp_path / "cut")
+    interrupt(cut, 5, tmp_path / "cut", monkeypatch)
     again = start(**changes)
     assert again.resume(tmp_path / "cut") == []
     assert again.step == 5
@@ -105,7 +122,7 @@ def test_it_stops_at_the_reference(start, tmp_path):
     found = carry_out(run, tmp_path)
     assert found["forget_loss"] >= 1.0
     assert run.step < run.steps
-    assert run.stopped == "the forget loss reached 1"
+    assert run.stopped == f"forgotten: the forget metric {found['forget_loss']:.4g} has reached 1"
 
 
 def test_a_state_beyond_the_tolerance_is_given_up(start, tmp_path):
@@ -115,7 +132,40 @@ def test_a_state_beyond_the_tolerance_is_given_up(start, tmp_path):
     assert events[-1]["retain_loss"] > run.limit == pytest.approx(0.5)
     assert found["retain_loss"] <= 0.5
     assert found["retain_loss"] == events[-2]["retain_loss"]
-    assert f"back to the state after step {run.step - 1}" in run.stopped
+    assert run.stopped == (
+        f"lost: the retain loss {events[-1]['retain_loss']:.4g} is above 0.5: back to the state "
+        f"after step {run.step - 1}"
+    )
+    told = [e for e in read_events(tmp_path / "events.jsonl") if e["kind"] == "stop"]
+    assert [(e["step"], e["reason"]) for e in told] == [(run.step, run.stopped)]
+
+
+def test_a_resumed_run_has_the_limit_and_the_state_to_go_back_to(start, tmp_path, monkeypatch):
+    changes = {"method": "ga", "tolerance": 4.0, "epochs": 50.0, "evaluate_every": 3, "lr": 5e-4}
+    whole = start(**changes)
+    expected = carry_out(whole, tmp_path / "whole")
+    assert whole.step > 3  # it has kept a state that is not the first
+    cut = start(**changes)
+    interrupt(cut, whole.step - 1, tmp_path / "cut", monkeypatch)
+    again = start(**changes)
+    again.resume(tmp_path / "cut")
+    assert carry_out(again, tmp_path / "cut") == expected
+    assert (again.stopped, again.limit) == (whole.stopped, whole.limit)
+    assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("tolerance", [None, 50.0])
+def test_a_loss_that_is_not_finite_is_given_up_whatever_the_tolerance(start, tmp_path, tolerance):
+    run = start(method="graddiff", tolerance=tolerance, evaluate_every=1)
+    evaluate = run.evaluate
+    run.evaluate = lambda: evaluate() | ({"forget_loss": math.inf} if run.step == 3 else {})
+    carry_out(run, tmp_path)
+    assert run.stopped.startswith("not finite: retain loss ")
+    assert run.stopped.endswith(", forget metric inf: back to the state after step 2")
+    broken = start(method="graddiff")
+    broken.evaluate = lambda: {"forget_loss": 1.0, "retain_loss": math.nan}
+    with pytest.raises(FloatingPointError, match="the model to start from is broken: not finite"):
+        carry_out(broken, tmp_path / "broken")
 
 
 def test_micro_batches_change_nothing(start, tmp_path):
@@ -147,6 +197,12 @@ def test_rows_come_in_epochs_and_depend_on_the_step_alone():
         ({"batch": 0}, "--batch must be positive, found 0"),
         ({"retain_weight": -1.0}, "--retain-weight must be 0 or more, found -1.0"),
         ({"stop_forget": 1.0, "reference": "m"}, "--stop-forget 1 and --reference m: give one"),
+        (
+            {"lr": 0.1, "lr_start": 1e-5},
+            "--lr 0.1 is a rate to keep, --lr-start 1e-05 one to begin",
+        ),
+        ({"lr": None, "lr_start": -1.0}, "--lr-start must be positive, found -1.0"),
+        ({"lr": None, "lr_start": 0.1, "method": "ga"}, "no retain loss to find .*: give --lr"),
         ({"adapter": "lorra"}, "unknown --adapter 'lorra': did you mean 'lora'"),
     ],
 )

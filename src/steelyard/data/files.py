@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 from .arrays import idx_folder, is_idx_folder, npz
 from .columns import Columns, to_table
 from .images import image_folder
-from .suggest import listed, reason, short
+from .json_lines import decoded, parse_json_lines
+from .suggest import listed, reason
 from .table import Table
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".npz")
+LABELLED = '{"text": "...", "label": 0}'
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
@@ -65,9 +66,9 @@ def read_columns(path: str) -> Columns:
     if suffix == ".parquet":
         columns = _parquet(path, place)
     elif suffix in (".jsonl", ".ndjson"):
-        columns = _jsonl(path, _decode(path, place))
+        columns = _jsonl(path, decoded(place.read_bytes(), path))
     else:
-        columns = _csv(path, _decode(path, place), "\t" if suffix == ".tsv" else ",")
+        columns = _csv(path, decoded(place.read_bytes(), path), "\t" if suffix == ".tsv" else ",")
     if not len(columns.places):
         raise ValueError(f"{path} is empty: it has no rows")
     return columns
@@ -84,17 +85,6 @@ def _refuse(path: str, what: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{path} is {what}: '{name}={value}' does not apply to it")
-
-
-def _decode(path: str, place: Path) -> str:
-    raw = place.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8: save it as UTF-8"
-        ) from None
 
 
 def _csv(path: str, text: str, delimiter: str) -> Columns:
@@ -136,30 +126,10 @@ def _check_width(path: str, line: int, row: list[str], names: list[str]) -> None
 
 
 def _jsonl(path: str, text: str) -> Columns:
-    rows: list[dict] = []
-    places: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not valid JSON: {error.msg} at column {error.colno}: "
-                f"{short(line, 40)}"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not readable: {reason(error)}") from None
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {number}: {short(row)} is not an object like "
-                '{"text": "...", "label": 0}'
-            )
-        rows.append(row)
-        places.append(number)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = {name: [row.get(name) for row in rows] for name in names}
-    return Columns(path=path, unit="line", cells=cells, places=places)
+    found = parse_json_lines(text, path, like=LABELLED)
+    names = list(dict.fromkeys(name for _, row in found for name in row))
+    cells = {name: [row.get(name) for _, row in found] for name in names}
+    return Columns(path=path, unit="line", cells=cells, places=[number for number, _ in found])
 
 
 def _parquet(path: str, place: Path) -> Columns:

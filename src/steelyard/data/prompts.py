@@ -8,12 +8,12 @@ are read as input and output too. Other fields are kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .suggest import reason, short
+from .json_lines import read_json_lines
+from .suggest import short
 
 Row = dict[str, Any]
 NAMES = (
@@ -31,21 +31,7 @@ def read_prompts(path: str | Path) -> list[Row]:
     A row without an id is called by its line number. Raises ValueError, one line, with file, line,
     value and fix: no file, no rows, a line that is no JSON object, a missing or empty field.
     """
-    place = Path(path)
-    try:
-        lines = place.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {str(place)!r}") from None
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"{str(place)!r} cannot be read: {reason(error)}") from None
-    rows = [
-        _row(f"{place.name}, line {number}", number, line)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise ValueError(f"{str(place)!r} has no rows: give one JSON object a line")
-    return rows
+    return [_row(f"{path}, line {number}", number, row) for number, row in read_json_lines(path)]
 
 
 def refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
@@ -65,13 +51,7 @@ def refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
         )
 
 
-def _row(where: str, number: int, line: str) -> Row:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {reason(error)}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} is a {type(found).__name__}: it must be an object {{...}}")
+def _row(where: str, number: int, found: Row) -> Row:
     names = next(_present(found), None)
     if names is None:
         raise ValueError(

@@ -32,6 +32,9 @@ def unlearn_command(
     lr: Annotated[
         float | None, typer.Option(help="learning rate; default: found on the retain loss (GeN)")
     ] = None,
+    lr_start: Annotated[
+        float | None, typer.Option(help="where that rate begins; default: 1e-4, full: 1e-5")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the forget set")] = None,
     batch: Annotated[int | None, typer.Option(help="rows of each set in a step")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="rows in memory at once")] = None,

@@ -18,12 +18,13 @@ class UnlearnConfig:
     """What to forget, what to retain, how.
 
     model: a causal language model of Hugging Face (catalog name, folder or hub name). method: of
-    `steelyard.runs.methods.METHODS`. lr None: found by GeN on the retain loss. epochs: passes over
-    the forget set; the retain set is cycled. batch: rows of each set in one step, cut into pieces
-    of micro_batch. retain_weight: of the retain row, for weightings that have one. stop_forget: end
-    when the forget loss (mean over answer tokens) has reached this; reference: or that of this
-    model; tolerance: end when the retain loss is above (1 + tolerance) times its start. rows: at
-    most so many rows of each set in an evaluation.
+    `steelyard.runs.methods.METHODS`. lr None: found by GeN on the retain loss, from lr_start
+    (default: 1e-4 for LoRA, 1e-5 for all weights). epochs: passes over the forget set; the retain
+    set is cycled. batch: rows of each set in one step, cut into pieces of micro_batch.
+    retain_weight: of the retain row, for weightings that have one. stop_forget: end when the forget
+    loss (mean over answer tokens) has reached this; reference: or that of this model; tolerance:
+    end when the retain loss is above (1 + tolerance) times its start. rows: at most so many rows of
+    each set in an evaluation.
 
     Raises ValueError for a value out of range: one line with the value and the fix.
     """
@@ -36,6 +37,7 @@ class UnlearnConfig:
     rank: int = 16
     optimizer: str = "adamw"
     lr: float | None = None
+    lr_start: float | None = None
     epochs: float = 5.0
     batch: int = 8
     micro_batch: int = 8
@@ -64,8 +66,9 @@ class UnlearnConfig:
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise ValueError(f"unknown --{name} {value!r}{hint} use {' or '.join(known)}")
-        positive = ("lr", "epochs", "batch", "micro_batch", "length", "rank", "beta", "rows")
-        for name in (*positive, "evaluate_every", "checkpoint_every", "stop_forget", "tolerance"):
+        positive = ("lr", "lr_start", "epochs", "batch", "micro_batch", "length", "rank", "beta")
+        other = ("rows", "evaluate_every", "checkpoint_every", "stop_forget", "tolerance")
+        for name in (*positive, *other):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, found {value}")
@@ -76,6 +79,11 @@ class UnlearnConfig:
         if self.stop_forget is not None and self.reference is not None:
             raise ValueError(
                 f"--stop-forget {self.stop_forget:g} and --reference {self.reference}: give one"
+            )
+        if self.lr is not None and self.lr_start is not None:
+            raise ValueError(
+                f"--lr {self.lr:g} is a rate to keep, --lr-start {self.lr_start:g} one to begin "
+                "from: give one"
             )
         if self.lr is None and not METHODS[self.method].retains:
             raise ValueError(

@@ -22,7 +22,7 @@ from steelyard.runs.folder import new_folder, refuse_existing, write_json
 from steelyard.runs.unlearn_config import UnlearnConfig
 
 if TYPE_CHECKING:
-    from steelyard.bench.small import Small
+    from steelyard.bench.small_files import Small
 
 Note = Callable[[str], None]
 METHODS = ("graddiff", "npo", "ngdiff")
@@ -101,10 +101,11 @@ def _methods(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _config(method: str, given: Mapping[str, Any]) -> UnlearnConfig:
+    lr = None if "lr_start" in given else RATES.get(method, 1e-4)
     settings: dict[str, Any] = {
         "model": "small benchmark", "forget": "generated", "retain": "generated",
-        "method": method, "adapter": "full", "lr": RATES.get(method, 1e-4), "epochs": 10.0,
-        "batch": 16, "micro_batch": 16, "length": 256, "tolerance": 2.0,
+        "method": method, "adapter": "full", "lr": lr, "epochs": 10.0, "batch": 16,
+        "micro_batch": 16, "length": 256, "tolerance": 2.0,
     }  # fmt: skip
     settings |= dict(given) | {"method": method}
     return UnlearnConfig(**settings)

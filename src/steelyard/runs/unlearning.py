@@ -3,9 +3,9 @@
     for step in planned steps:
         forget batch, retain batch -> Tasks.backward(retain=R, forget=F) -> weighted gradient
         optimizer.step(), or GeN's step on a fresh retain batch               (lr None)
-        evaluation: mean loss of answer tokens on some rows of both sets
-            forget loss at the reference                      -> stop
-            retain loss above its tolerance                   -> back to the last state within, stop
+        evaluation: mean loss of answer tokens on some rows of both sets          (`steps.stop`)
+            forgotten: forget loss at the reference           -> stop
+            lost: retain loss above its tolerance             -> back to the last state within, stop
 
 Which rows a step reads is a function of seed and step alone, so a resumed run is the run that was
 not interrupted.
@@ -46,12 +46,12 @@ from steelyard.runs.unlearn_eval import (
     put,
     rows_of_step,
 )
+from steelyard.runs.unlearn_stop import Kept
 from steelyard.steps.gen import GeN
 
 Row = dict[str, Any]
-STARTS = {"lora": 1e-4, "full": 1e-5}  # learning rates from which GeN begins
+STARTS = {"lora": 1e-4, "full": 1e-5}  # learning rates from which GeN begins, unless told
 FIT_EVERY = 10  # steps between two of its fits, as in NGDiff
-FLOOR = 0.1  # nats: a retain loss below it counts as this much for the tolerance
 FORGET, RETAIN, PROBES = range(3)  # streams of rows
 
 
@@ -89,8 +89,13 @@ class Unlearning:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if config.method == "negation" and len(self.parameters) < len(list(model.parameters())):
             raise ValueError("--method negation walks back all weights: use --adapter full")
-        self._kept = (0, [p.detach().clone() for p in self.parameters])
-        self._start = self._kept[1] if config.method == "negation" else []
+        self._kept = Kept(
+            self.parameters,
+            reference=config.stop_forget if stop_forget is None else stop_forget,
+            tolerance=config.tolerance,
+        )
+        copied = self.parameters if config.method == "negation" else []
+        self._start = [p.detach().clone() for p in copied]
         self.optimizer = self._optimizer()
         self.weighting = weighting_of(config)
         self._remembers = hasattr(self.weighting, "state_dict")
@@ -105,7 +110,6 @@ class Unlearning:
             if config.lr is None
             else None
         )
-        self._target = config.stop_forget if stop_forget is None else stop_forget
         self.first: dict[str, float] = {}
 
     def _encoded(self, name: str, rows: Sequence[Row]) -> Tokens:
@@ -125,8 +129,9 @@ class Unlearning:
         return self._encoded("forget", other(forget, seed=seed))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        lr = STARTS[self.config.adapter] if self.config.lr is None else self.config.lr
-        if self.config.optimizer == "sgd":
+        config = self.config
+        lr = config.lr or config.lr_start or STARTS[config.adapter]
+        if config.optimizer == "sgd":
             return torch.optim.SGD(self.parameters, lr=lr)
         return torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
 
@@ -196,26 +201,8 @@ class Unlearning:
 
     @property
     def limit(self) -> float | None:
-        """The retain loss to stay below; None without a tolerance."""
-        tolerance = self.config.tolerance
-        return (
-            None if tolerance is None else (1 + tolerance) * max(self.first["retain_loss"], FLOOR)
-        )
-
-    def _judge(self, found: dict[str, float]) -> str:
-        """Why to stop here; "" for going on. A state outside the tolerance is given up."""
-        limit = self.limit
-        if limit is not None and not found["retain_loss"] <= limit:
-            step, state = self._kept
-            put(self.parameters, state)
-            return (
-                f"the retain loss {found['retain_loss']:.3g} is above its limit {limit:.3g}: back "
-                f"to the state after step {step}"
-            )
-        self._kept = (self.step, [p.detach().clone() for p in self.parameters])
-        if self._target is not None and found["forget_loss"] >= self._target:
-            return f"the forget loss reached {self._target:.3g}"
-        return ""
+        """The retain loss to stay below; None without a tolerance, or before the run begins."""
+        return self._kept.limit
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -227,6 +214,7 @@ class Unlearning:
             torch.manual_seed(self.config.seed)  # dropout
             self.first = self.evaluate()
             events.emit("eval", 0, **self.first)
+        self._kept.begin(self.first)
         found = dict(self.first)
         with interruptible() as pressed:
             while self.step < self.steps and not self.stopped:
@@ -239,7 +227,7 @@ class Unlearning:
                 if self.step % evaluate_every == 0 or last:
                     found = self.evaluate()
                     events.emit("eval", self.step, **found)
-                    self.stopped = self._judge(found)
+                    self.stopped = self._kept.judge(self.step, found)
                     speed = 2 * self.config.batch * self.step / max(self.seconds, 1e-9)
                     progress.update(self.step, speed, loss=found["retain_loss"])
                 stop = pressed.is_set()
@@ -266,7 +254,7 @@ class Unlearning:
             "rate": None if self.rate is None else self.rate.state_dict(),
             "weighting": self.weighting.state_dict() if self._remembers else None,
             "first": self.first,
-            "kept": {"step": self._kept[0], "state": self._kept[1]},
+            "kept": self._kept.state_dict(),
             "start": self._start,
             "random": random_states(),
             "seconds": self.seconds,
@@ -294,7 +282,7 @@ class Unlearning:
         if self._remembers:
             self.weighting.load_state_dict(states["weighting"])
         self.first = states["first"]
-        self._kept = (states["kept"]["step"], states["kept"]["state"])
+        self._kept.load_state_dict(states["kept"])
         self._start = states["start"]
         self.step, self.seconds, self.stopped = saved.step, states["seconds"], states["stopped"]
         return [*saved.notices, *restore_random_states(states["random"])]
