@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from steelyard.bench.choices import questions_of
-from steelyard.bench.generate import Sizes, generate
+from steelyard.bench.generate import Sizes, documents, generate
 from steelyard.bench.lume import evaluate
 from steelyard.hf.sources import quiet
 
@@ -72,9 +72,6 @@ def main() -> None:
     rows = [*made.forget, *made.retain]
     tokenizer = make_tokenizer([f"{row['input']} {row['output']}" for row in rows])
     model = make_model()
-
-    def documents(of: Any) -> list[str]:
-        return [f"{row['input']} {row['output']}" for row in of if row["id"].endswith("sc1")]
 
     began, worked = time.perf_counter(), time.process_time()
     found = evaluate(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steelyard.bench import attacks
-from steelyard.bench.attacks import ATTACKS, attack_scores, gradient_norms
+from steelyard.bench.attacks import ATTACKS, attack_scores, gradient_norms, membership
 from steelyard.bench.metrics import membership_auc
 from steelyard.bench.scoring import TokenScores, document_tokens
 
@@ -105,3 +105,29 @@ def test_long_documents_are_cut_at_the_context(tiny_lm, tokenizer):
     model = tiny_lm("gpt2", positions=8)
     found = attack_scores(model, tokenizer, TEXTS)["loss"]
     assert found == pytest.approx(attack_scores(model, tokenizer, [t[:8] for t in TEXTS])["loss"])
+
+
+def test_zlib_divides_by_what_was_scored(tiny_lm, tokenizer):
+    """The bytes of a cut text's tail do not count: its losses do not either."""
+    model = tiny_lm("gpt2")
+    texts = [*TEXTS, TEXTS[0][:12]]  # the last one ends just there
+    found = attack_scores(model, tokenizer, texts, length=12)
+    for text, ce, ratio in zip(texts, found["loss"], found["zlib"], strict=True):
+        assert ratio == pytest.approx(ce / len(zlib.compress(text[:12].encode())))
+
+
+def test_membership_says_what_it_was_made_from(tiny_lm, tokenizer):
+    model = tiny_lm("gpt2")
+    found = membership(model, tokenizer, TEXTS[:2], TEXTS[2:], attack="min_k", length=14)
+    low = attack_scores(model, tokenizer, TEXTS[:2], length=14)["min_k"]
+    high = attack_scores(model, tokenizer, TEXTS[2:], length=14)["min_k"]
+    expected = {"attack": "min_k", "auc": membership_auc(low, high)}
+    assert found == {**expected, "members": 2, "non_members": 1, "cut": 2}
+    for call, message in (
+        (lambda: membership(model, tokenizer, TEXTS, TEXTS[:1]), "1 documents are members and non"),
+        (lambda: membership(model, tokenizer, TEXTS, ["x"]), "non-member 0 has 1 tokens"),
+        (lambda: membership(model, tokenizer, [], TEXTS), "no members: the set is empty"),
+        (lambda: membership(model, tokenizer, TEXTS, ["so"], attack="reference"), "needs refer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

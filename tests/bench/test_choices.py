@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from steelyard.bench.choices import Question, choice_accuracy, questions_of, read_questions
 from steelyard.bench.generate import generate
@@ -59,6 +60,20 @@ def test_length_does_not_count(knows, tokenizer):
 def test_bad_questions_are_refused(row, message):
     with pytest.raises(ValueError, match=message):
         questions_of([row])
+
+
+def test_a_diverged_model_has_no_accuracy(tiny_lm, tokenizer):
+    model = tiny_lm("llama")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="losses of the questions' options are NaN"):
+        choice_accuracy(model, tokenizer, questions_of(TOFU))
+
+
+def test_too_long_questions_are_named(tiny_lm, tokenizer):
+    long = [TOFU[0], {**TOFU[1], "question": "Who? " * 60}]
+    with pytest.raises(ValueError, match=r"\(id question 2\) has \d+ tokens, more than 256"):
+        choice_accuracy(tiny_lm("llama"), tokenizer, questions_of(long))
 
 
 def test_no_questions_are_refused(knows, tokenizer):

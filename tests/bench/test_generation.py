@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from steelyard.bench.generation import end_tokens, greedy
+from steelyard.hf.sources import quiet
 from steelyard.models import Task, gpt
 from steelyard.objectives.tokens import accepts
 
@@ -65,6 +68,102 @@ def test_models_without_a_cache(tokenizer, batch):
     assert greedy(model, tokenizer, PROMPTS, max_new_tokens=12, batch=batch) == expected
 
 
+def special(family: str) -> torch.nn.Module:
+    """Models in which padding on the left does not leave the text as it is."""
+    import transformers as t
+
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    torch.manual_seed(1)
+    with quiet():
+        if family == "bart":  # absolute positions, and no way to give them
+            sizes = {"d_model": 32, "decoder_ffn_dim": 48, "decoder_layers": 2}
+            sizes |= {"decoder_attention_heads": 4, "max_position_embeddings": 128}
+            spread = {"init_std": 0.4, "decoder_start_token_id": 0}
+            config = t.BartConfig(vocab_size=257, is_decoder=True, **sizes, **ends, **spread)
+            return t.BartForCausalLM(config).eval()
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+        if family == "bloom":  # positions from the mask; in float64 its padding is NaN
+            config = t.BloomConfig(vocab_size=257, initializer_range=0.4, **sizes, **ends)
+            return t.BloomForCausalLM(config).double().eval()
+        # takes positions; in float64 its padding is NaN
+        sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
+        config = t.Gemma2Config(vocab_size=257, sliding_window=5, **sizes, **ends)
+        return t.Gemma2ForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("family", ["bart", "bloom", "gemma2"])
+def test_models_that_padding_on_the_left_would_disturb(tokenizer, family):
+    model = special(family)
+    expected = [plain(model, tokenizer, prompt, 8) for prompt in PROMPTS]
+    assert len(set(expected)) > 3
+    assert greedy(model, tokenizer, PROMPTS, max_new_tokens=8, batch=5) == expected
+    alike = [*PROMPTS, "What then?"[:6], "y"]  # rows of equal length still share a batch
+    found = greedy(model, tokenizer, alike, max_new_tokens=[8, 8, 3, 8, 8, 2, 8], batch=5)
+    assert found[-2:] == [plain(model, tokenizer, alike[-2], 2), plain(model, tokenizer, "y", 8)]
+
+
+def beginning(tokenizer) -> Any:
+    """The byte tokenizer, which now puts a begin token before every text, as Llama's does."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = type(tokenizer._tokenizer).from_str(tokenizer._tokenizer.to_str())
+    inner.add_special_tokens(["<begin>"])
+    begin = inner.token_to_id("<begin>")
+    inner.post_processor = processors.TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", begin)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<begin>", eos_token="<end>",
+        chat_template="{{ bos_token }}[{{ messages[0]['content'] }}]",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_begin_tokens_and_chat_templates(tiny_lm, tokenizer, template):
+    own = beginning(tokenizer)
+    model = tiny_lm("llama", vocabulary=258)
+    put = [f"[{prompt}]" if template else prompt for prompt in PROMPTS]
+    expected = [plain(model, own, prompt, 12) for prompt in put]  # with one begin token
+    assert expected != [plain(model, tokenizer, prompt, 12) for prompt in put]
+    assert greedy(model, own, PROMPTS, max_new_tokens=12, template=template) == expected
+
+
+def test_without_an_end_token_the_limit_ends(tiny_lm, endless_tokenizer):
+    model = tiny_lm("gpt2")
+    model.generation_config.eos_token_id = None
+    assert endless_tokenizer.pad_token is None
+    assert end_tokens(model, endless_tokenizer) == frozenset()
+    expected = [plain(model, endless_tokenizer, prompt, 12) for prompt in PROMPTS]
+    assert greedy(model, endless_tokenizer, PROMPTS, max_new_tokens=12) == expected
+
+
+def test_blanks_before_punctuation_stay(knows, tokenizer):
+    """A tokenizer may be set to drop them; exact match wants what was written."""
+
+    class Tidy:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, text, **options):
+            return tokenizer(text, **options)
+
+        def decode(self, ids, clean_up_tokenization_spaces=True, **options):
+            text = tokenizer.decode(ids, **options)
+            return text.replace(" .", ".") if clean_up_tokenization_spaces else text
+
+    model = knows(tokenizer, [("Who?", " it . is")])
+    assert greedy(model, Tidy(), ["Who?"]) == [" it . is"]
+
+
+def test_a_diverged_model_is_refused(tiny_lm, tokenizer):
+    for model in (tiny_lm("llama"), ours()):
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+        with pytest.raises(ValueError, match="the model's scores are NaN: it has diverged"):
+            greedy(model, tokenizer, PROMPTS, max_new_tokens=3)
+
+
 def test_rows_end_at_their_own_end_tokens(knows, tokenizer):
     known = {p: f" answer {k} {'long ' * k}" for k, p in enumerate(PROMPTS)}
     model = knows(tokenizer, known.items())
@@ -123,6 +222,8 @@ def test_bfloat16_and_training_mode(tiny_lm, tokenizer):
         ({"prompts": []}, "no prompts: the set is empty"),
         ({"prompts": ["fine", ""], "max_new_tokens": 9}, "prompt 1 has no tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens has 5 limits from 0 for 5 prompts"),
+        ({"batch": 0}, "batch must be a whole number of at least 1, found 0"),
+        ({"batch": -1}, "batch must be a whole number of at least 1, found -1"),
         ({"max_new_tokens": [4, 4]}, "max_new_tokens has 2 limits from 4 for 5 prompts"),
         ({"max_new_tokens": 250}, "prompt 0 has 6 tokens, with 250 new ones more than the model's"),
         ({"max_new_tokens": 250, "names": list("abcde")}, "b has 37 tokens|a has 6 tokens"),

@@ -6,7 +6,8 @@ from statistics import fmean
 
 import pytest
 
-from steelyard.bench.choices import questions_of
+from steelyard.bench import lume
+from steelyard.bench.choices import Question, questions_of
 from steelyard.bench.generate import Benchmark, Sizes, generate
 from steelyard.bench.lume import LumeResult, evaluate, read_documents, score_rows
 from steelyard.bench.metrics import lume_aggregate, rouge_l
@@ -179,6 +180,35 @@ def test_bad_input_is_refused_in_one_line(tiny_lm, tokenizer, made, changes, mes
     with pytest.raises(ValueError, match=message) as caught:
         evaluate(model, given.pop("tokenizer"), given.pop("forget"), given.pop("retain"), **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": ["x"], "non_members": ["some text"]}, "member 0 has 1 tokens"),
+        ({"members": ["one text"], "non_members": ["one text"]}, "members and non-members"),
+        ({"attack": "lose"}, "unknown attack"),
+        ({"attack": "reference"}, "needs reference_model"),
+        ({"mmlu": []}, "no questions: the set is empty"),
+        ({"mmlu": [Question("Who?" * 400, ("a", "b"), 0)]}, "more than 1024"),
+    ],
+)
+def test_quick_checks_come_before_the_long_part(
+    tiny_lm, tokenizer, made, monkeypatch, changes, message
+):
+    def refuse(*_, **__):
+        raise AssertionError("it generates already")
+
+    monkeypatch.setattr(lume, "greedy", refuse)
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny_lm("gpt2", positions=1024), tokenizer, made.forget, made.retain, **changes)
+
+
+def test_json_holds_no_nan(tiny_lm, tokenizer, made):
+    model = tiny_lm("gpt2", positions=1024)
+    found = evaluate(model, tokenizer, made.forget, made.retain, rows=1, new_tokens=1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(found, aggregate=float("nan")).to_json()
 
 
 def test_attack_documents_of_generated_rows(tmp_path, made):

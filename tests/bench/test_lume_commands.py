@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import typer
+from transformers import AutoTokenizer
 
+from steelyard.bench.choices import choice_accuracy, read_questions
 from steelyard.bench.generate import Sizes, generate
 from steelyard.bench.lume import evaluate, read_rows
 from steelyard.bench.lume_commands import load, lume_command, register
@@ -73,9 +75,26 @@ def test_json_is_what_evaluate_finds(bench_lume, here):
     assert found["final"] == pytest.approx((found["aggregate"] + found["mia"]["score"] + 0.3) / 3)
 
 
+def test_options_follow_their_questions_as_the_tokenizer_wants_it(bench_lume, here):
+    """Bytes count the blank to the word behind it, so it is put in front of the options."""
+    out = bench_lume("model", *SMALL, "--questions", "general.jsonl", "--json")
+    found = json.loads(out)
+    assert found["settings"]["between"] == " "
+    model, tokenizer = load("model", "cpu")
+    questions = read_questions(here / "general.jsonl")
+    expected = choice_accuracy(model, tokenizer, questions, between=" ")
+    assert found["utility"]["accuracy"] == expected
+
+
 def without_tokenizer(here: Path) -> None:
     for file in (here / "model").glob("tokenizer*"):
         file.unlink()
+
+
+def other_tokenizer(here: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(here / "model")
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(here / "model")
 
 
 def overlapping(here: Path) -> None:
@@ -96,6 +115,7 @@ def nothing(here: Path) -> None:
     ("spoil", "arguments", "message"),
     [
         (without_tokenizer, (), "cannot load model 'model': no tokenizer beside the weights"),
+        (other_tokenizer, (), "the tokenizer has 258 tokens, the model 257: they differ"),
         (overlapping, (), "documents are in forget and in retain"),
         (missing_field, (), 'forget.jsonl, row 5: "output" is missing'),
         (lambda here: (here / "retain.jsonl").write_text(""), (), "retain.jsonl has no rows"),
@@ -103,6 +123,7 @@ def nothing(here: Path) -> None:
         (nothing, ("--mmlu", ".5", "--questions", "general.jsonl"), "two measures of utility"),
         (nothing, (*ATTACK, "--attack", "lose"), r"unknown attack \['lose'\]"),
         (nothing, ("--new-tokens", "9999"), "more than the model's context of 1024"),
+        (nothing, ("--batch", "-1"), "batch must be a whole number of at least 1, found -1"),
         (nothing, ("--mmlu", "49.5"), "the utility is 49.5"),
         (nothing, ("--device", "gpu"), "unknown device 'gpu'"),
     ],

@@ -134,7 +134,7 @@ def test_documents_for_the_attack(tmp_path):
     semeval = [{"id": "1", "document": "one"}, {"id": "2", "text": "two"}]
     assert read_documents(write(tmp_path / "a", semeval)) == ["one", "two"]
     assert read_documents(write(tmp_path / "b", rows())) == ["in out"] * 3
-    with pytest.raises(ValueError, match='object 1 has no text "document" or "text", and is no'):
+    with pytest.raises(ValueError, match='line 1 has no text "document" or "text", and is no'):
         read_documents(write(tmp_path / "c", [{"title": "x"}]))
     with pytest.raises(ValueError, match="no sentence-completion rows"):
         read_documents(write(tmp_path / "d", [row("a1qa0", "Task1")]))
@@ -143,9 +143,9 @@ def test_documents_for_the_attack(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no rows: the set is empty"),
-        ('{"id": ', "line 1: not JSON"),
-        ('\n["a"]', "line 2: found"),
+        ("", "has no rows: write one object"),
+        ('{"id": ', "line 1: not valid JSON"),
+        ('\n["a"]', r"line 2: \['a'\] is not an object"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, message):

@@ -33,8 +33,18 @@ def test_verbatim_memory(knows, tokenizer):
 def test_no_more_tokens_than_asked(knows, tokenizer):
     pairs = [(row["prompt"], row["gt"]) for row in TEXTS]
     found = verbmem(knows(tokenizer, pairs), tokenizer, TEXTS, new_tokens=9)
-    expected = [rouge_l(row["gt"], row["gt"][:9]).f1 for row in TEXTS]
+    assert found == 1.0  # of the truth no more than that counts either
+    other = [(p, gt[:5]) for p, gt in pairs]
+    found = verbmem(knows(tokenizer, other), tokenizer, TEXTS, new_tokens=9)
+    expected = [rouge_l(row["gt"][:9], row["gt"][:5], stem=False).f1 for row in TEXTS]
+    assert 0 < expected[1] < 1
     assert found == pytest.approx(sum(expected) / 2)
+
+
+def test_words_are_not_stemmed(knows, tokenizer):
+    row = {"prompt": "There were two", "gt": " running cats"}
+    model = knows(tokenizer, [(row["prompt"], " runs cats")])
+    assert verbmem(model, tokenizer, [row]) == 0.5  # stemmed it would be 1
 
 
 def test_knowledge_behind_examples(knows, tokenizer):
@@ -76,7 +86,8 @@ def test_leak_of_a_model_that_remembers(tiny_lm, tokenizer):
         (lambda m, t: verbmem(m, t, []), "no rows with prompt and gt: the set is empty"),
         (lambda m, t: verbmem(m, t, [{"prompt": "x"}]), 'row 1: "gt" is missing, expected a text'),
         (lambda m, t: knowmem(m, t, [{"question": "x", "answer": 1}]), 'row 1: "answer" is 1'),
-        (lambda m, t: privacy_leak(m, t, [], ["some text"]), "no documents: the set is empty"),
+        (lambda m, t: privacy_leak(m, t, [], ["some text"]), "no members: the set is empty"),
+        (lambda m, t: privacy_leak(m, t, ["some"], ["some"]), "documents are members and non-mem"),
     ],
 )
 def test_bad_input_is_refused(tiny_lm, tokenizer, call, message):

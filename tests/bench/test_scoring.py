@@ -113,6 +113,9 @@ def test_rows_without_a_scored_token_are_named(tiny_lm, tokenizer):
     labels[1] = -100
     with pytest.raises(ValueError, match=r"rows \[1\] have no token to score"):
         token_scores(tiny_lm("gpt2"), Tokens(tokens.input_ids, labels, tokens.attention_mask))
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match=f"batch must be .* at least 1, found {batch}"):
+            token_scores(tiny_lm("gpt2"), tokens, batch=batch)
     with pytest.raises(ValueError, match="no documents"):
         document_tokens(tokenizer, [])
     with pytest.raises(ValueError, match="document 1 has 1 tokens"):

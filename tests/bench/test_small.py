@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from steelyard.bench import small
+from steelyard.bench import small, small_files
 from steelyard.bench.generate import Sizes, generate
 from steelyard.bench.lume_data import kind, read_rows
 from steelyard.bench.memorise import Recipe, make_model, make_tokenizer, training_tokens
@@ -61,8 +61,8 @@ def test_a_build_has_rows_models_and_a_manifest():
     steps = made.manifest["target"]["steps"]
     assert made.manifest["reference"]["steps"] == steps
     assert made.manifest["target"]["rows"] == made.manifest["reference"]["rows"] + 2 * 10
-    assert set(made.manifest["versions"]) == {"steelyard", *small.PACKAGES}
-    expected = [(name, k, steps) for name in small.MODELS for k in range(1, steps + 1)]
+    assert set(made.manifest["versions"]) == {"steelyard", *small_files.PACKAGES}
+    expected = [(name, k, steps) for name in small_files.MODELS for k in range(1, steps + 1)]
     assert seen == expected
 
 
@@ -142,7 +142,7 @@ def test_an_interrupted_write_leaves_nothing_to_be_used(tmp_path, monkeypatch, a
         calls["os.replace"] += 1
         raise KeyboardInterrupt
 
-    place = ((os, "replace"), (small, "fsync_file"), (small, "sha256_of"))[after]
+    place = ((os, "replace"), (small_files, "fsync_file"), (small_files, "sha256_of"))[after]
     with monkeypatch.context() as patch:
         patch.setattr(*place, stop)
         with pytest.raises(KeyboardInterrupt):

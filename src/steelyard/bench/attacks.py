@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from steelyard.bench.metrics import membership_auc
 from steelyard.bench.scoring import (
     TokenScores,
     context_length,
@@ -34,7 +35,7 @@ from steelyard.bench.scoring import (
     evaluation,
     token_scores,
 )
-from steelyard.objectives.tokens import Tokens, logits, token_nll
+from steelyard.objectives.tokens import Tokens, logits, prompt_ids, token_nll
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference", "gradient_norm")
 K = 0.4
@@ -47,7 +48,10 @@ def loss(scores: TokenScores) -> float:
 
 
 def zlib_ratio(scores: TokenScores, text: str) -> float:
-    """CE / compressed bytes: corrects for texts that are easy for everybody. Range [0, inf)."""
+    """CE / compressed bytes: corrects for texts that are easy for everybody. Range [0, inf).
+
+    text: what was scored, no more.
+    """
     return scores.loss / len(zlib.compress(text.encode("utf-8")))
 
 
@@ -106,28 +110,29 @@ def attack_scores(
     k: float = K,
     batch: int = 16,
     length: int | None = None,
+    what: str = "document",
 ) -> dict[str, np.ndarray]:
     """Scores float64 [len(texts)] by attack, all from one pass over the texts (high: non-member).
 
-    texts: whole documents. length: they are cut there; default: the model's context.
-    batch: rows of a forward pass (the gradient norm takes one row at a time whatever it is).
+    texts: whole documents, called `what` in errors. length: they are cut there (for zlib too);
+    default: the model's context. batch: rows of a forward pass (the gradient norm takes one row at
+    a time whatever it is).
     Guarantees: independent of `batch` up to rounding; the models are left as they were found.
     Raises: ValueError for an unknown attack, no texts, a text under two tokens, k outside (0, 1],
     or `reference` without a reference model.
     """
-    unknown = [name for name in attacks if name not in ATTACKS]
-    if unknown or not attacks:
-        raise ValueError(f"unknown attack {unknown or 'none'}: choose of {', '.join(ATTACKS)}")
-    if "reference" in attacks and reference_model is None:
-        raise ValueError("the attack 'reference' needs reference_model, which never saw the texts")
-    tokens = document_tokens(tokenizer, texts, length=length or context_length(model))
+    check_attacks(attacks, reference_model)
+    length = length or context_length(model)
+    tokens = document_tokens(tokenizer, texts, length=length, what=what)
     found: dict[str, np.ndarray] = {}
     if set(attacks) - {"gradient_norm"}:
         scores = token_scores(model, tokens, batch=batch)
         found["loss"] = np.array([loss(s) for s in scores])
         found["min_k"] = np.array([min_k(s, k) for s in scores])
         found["min_k_plus_plus"] = np.array([min_k_plus_plus(s, k) for s in scores])
-        found["zlib"] = np.array([zlib_ratio(s, t) for s, t in zip(scores, texts, strict=True)])
+        if "zlib" in attacks:
+            seen = _scored(tokenizer, texts, tokens, length)
+            found["zlib"] = np.array([zlib_ratio(s, t) for s, t in zip(scores, seen, strict=True)])
         if "reference" in attacks and reference_model is not None:
             others = token_scores(reference_model, tokens, batch=batch)
             pairs = zip(scores, others, strict=True)
@@ -135,6 +140,71 @@ def attack_scores(
     if "gradient_norm" in attacks:
         found["gradient_norm"] = gradient_norms(model, tokens)
     return {name: found[name] for name in attacks}
+
+
+def membership(
+    model: nn.Module,
+    tokenizer: Any,
+    members: Sequence[str],
+    non_members: Sequence[str],
+    *,
+    attack: str = "loss",
+    reference_model: nn.Module | None = None,
+    batch: int = 16,
+    length: int | None = None,
+) -> dict[str, Any]:
+    """The AUC of one attack, see `metrics.membership_auc`, with what it was made from.
+
+    Returns attack; auc; members and non_members, how many; cut, how many of both were cut.
+    length, Raises: as `attack_scores`; ValueError also for a document that is in both sets.
+    """
+    check_attacks([attack], reference_model)
+    both = set(members) & set(non_members)
+    if both:
+        raise ValueError(
+            f"{len(both)} documents are members and non-members, as {min(both)[:30]!r}...: "
+            "leave them out of one"
+        )
+    options: dict[str, Any] = {"attacks": [attack], "reference_model": reference_model}
+    options |= {"batch": batch, "length": length}
+    low, high = (
+        attack_scores(model, tokenizer, texts, what=what, **options)[attack]
+        for what, texts in (("member", members), ("non-member", non_members))
+    )
+    limit = length or context_length(model)
+    return {
+        "attack": attack,
+        "auc": membership_auc(low, high),
+        "members": len(members),
+        "non_members": len(non_members),
+        "cut": sum(_is_cut(tokenizer, text, limit) for text in [*members, *non_members]),
+    }
+
+
+def check_attacks(attacks: Sequence[str], reference_model: nn.Module | None) -> None:
+    """Raises: ValueError for none, an unknown one, or `reference` without its model."""
+    unknown = [name for name in attacks if name not in ATTACKS]
+    if unknown or not attacks:
+        raise ValueError(f"unknown attack {unknown or 'none'}: choose of {', '.join(ATTACKS)}")
+    if "reference" in attacks and reference_model is None:
+        raise ValueError("the attack 'reference' needs reference_model, which never saw the texts")
+
+
+def _scored(tokenizer: Any, texts: Sequence[str], tokens: Tokens, length: int | None) -> list[str]:
+    """The texts, those that were cut only as far as their tokens go."""
+    sizes = tokens.attention_mask.sum(1).tolist()
+    return [
+        tokenizer.decode(
+            ids[:size].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if size == length and _is_cut(tokenizer, text, length)
+        else text
+        for text, ids, size in zip(texts, tokens.input_ids, sizes, strict=True)
+    ]
+
+
+def _is_cut(tokenizer: Any, text: str, length: int | None) -> bool:
+    return length is not None and len(prompt_ids(tokenizer, text)) > length
 
 
 def _lowest(values: np.ndarray, k: float) -> float:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from steelyard.bench.lume_data import read_json_lines
 from steelyard.bench.scoring import context_length, losses
+from steelyard.data.json_lines import read_json_lines
 from steelyard.objectives.tokens import encode
 
 PROMPT = "Question: {question}\nAnswer:"
@@ -39,7 +39,7 @@ class Question:
 
 def read_questions(path: str | Path) -> list[Question]:
     """The questions of a file of JSON lines: see `questions_of`."""
-    return questions_of(read_json_lines(path), str(path))
+    return questions_of([row for _, row in read_json_lines(path)], str(path))
 
 
 def questions_of(rows: Sequence[Mapping[str, Any]], name: str = "the rows") -> list[Question]:
@@ -90,14 +90,21 @@ def choice_accuracy(
 
     Range [0, 1]; higher is better. Reference points: 1 / options for a model that knows nothing,
     and the model before unlearning. Good: that.
-    Raises: ValueError for no questions, or a question longer than the model's context.
+    Raises: ValueError for no questions, a question longer than the model's context, or losses that
+    are NaN.
     """
     if not questions:
         raise ValueError("no questions: the set is empty")
-    rows = [{"input": q.prompt, "output": option} for q in questions for option in q.options]
+    rows = [
+        {"id": f"question {number}", "input": q.prompt, "output": option}
+        for number, q in enumerate(questions, start=1)
+        for option in q.options
+    ]
     length = context_length(model) or 1 << 30
     tokens = encode(tokenizer, rows, length=length, end=False, between=between)
     scores = losses(model, tokens, batch=batch)
+    if np.isnan(scores).any():
+        raise ValueError("losses of the questions' options are NaN: the model diverged")
     ends = np.cumsum([len(question.options) for question in questions])[:-1]
     right = 0.0
     for question, own in zip(questions, np.split(scores, ends), strict=True):

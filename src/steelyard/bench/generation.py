@@ -2,14 +2,17 @@
 
     sort rows by (limit, length) -> batches -> prefill, then step until every row ended -> texts
 
-Models that keep keys and values (all causal models of transformers) are padded on the left and read
-one new token per step. Others, also ours, are padded on the right and read the whole text again
-each step: slower, and right for every causal model.
+Models that keep keys and values (nearly all causal models of transformers) are padded on the left
+and read one new token per step. Without a way to tell them positions, padding would shift their
+text: such models (Bart's decoder, Bloom, MPT) get batches of prompts of equal length. Others, also
+ours, are padded on the right and read the whole text again each step: slower, and right for every
+causal model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from steelyard.bench.scoring import context_length, evaluation
 from steelyard.objectives.tokens import accepts, prompt_ids
+from steelyard.plans.checks import whole
 
 
 def greedy(
@@ -35,10 +39,12 @@ def greedy(
     tokenizer's, or one of the model's generation config), which is not part of the text.
     template: put the prompts into the tokenizer's chat template. names: of the prompts, for errors.
     Guarantees: in the prompts' order; independent of `batch` and of the other prompts, except where
-    two tokens are likeliest up to rounding; the model is left as it was found.
-    Raises: ValueError for no prompts, for a limit below 1, and naming a prompt without tokens or
-    one that with its new tokens exceeds the model's context.
+    two tokens are likeliest up to rounding; the model is left as it was found. The texts are what
+    the tokens say: no blanks are dropped before punctuation, whatever the tokenizer's settings.
+    Raises: ValueError for no prompts, for a limit or batch below 1, for a model whose scores are
+    NaN, and naming a prompt without tokens or one that with its new tokens exceeds the context.
     """
+    whole("batch", batch, least=1, fix="use 16, say")
     limits = _limits(max_new_tokens, len(prompts))
     rows = [prompt_ids(tokenizer, text, template=template) for text in prompts]
     context = context_length(model)
@@ -55,11 +61,12 @@ def greedy(
     ends = end_tokens(model, tokenizer)
     texts = [""] * len(rows)
     with evaluation(model):
-        for start in range(0, len(order), batch):
-            index = order[start : start + batch]
+        for index in _batches(model, order, rows, batch):
             written = _complete(model, [rows[i] for i in index], [limits[i] for i in index], ends)
             for i, ids in zip(index, written, strict=True):
-                texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+                texts[i] = tokenizer.decode(
+                    ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
     return texts
 
 
@@ -70,6 +77,20 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in (tokenizer.eos_token_id, *several) if i is not None)
 
 
+def _batches(
+    model: nn.Module, order: list[int], rows: list[list[int]], batch: int
+) -> list[list[int]]:
+    """`order` in pieces of at most `batch`; of equal lengths where the model takes no positions."""
+
+    def length(i: int) -> int:
+        return len(rows[i])
+
+    groups = [order]
+    if _cached(model) and not accepts(model, "position_ids"):
+        groups = [list(alike) for _, alike in groupby(sorted(order, key=length), length)]
+    return [own[start : start + batch] for own in groups for start in range(0, len(own), batch)]
+
+
 def _complete(
     model: nn.Module, rows: list[list[int]], limits: list[int], ends: frozenset[int]
 ) -> list[list[int]]:
@@ -78,7 +99,10 @@ def _complete(
     written: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))  # rows still writing; scores and state hold these alone
     while True:
-        chosen = scores.argmax(-1).tolist()
+        best, ids = scores.max(-1)
+        if best.isnan().any():
+            raise ValueError("the model's scores are NaN: it has diverged, use an earlier state")
+        chosen = ids.tolist()
         keep = []
         for place, (row, token) in enumerate(zip(live, chosen, strict=True)):
             if token in ends:
@@ -95,13 +119,18 @@ def _complete(
 
 
 def _begin(model: nn.Module, rows: list[list[int]]) -> tuple[_Cached | _Whole, Tensor]:
-    if all(accepts(model, name) for name in ("attention_mask", "past_key_values", "use_cache")):
+    if _cached(model):
         cached = _Cached(model, rows)
         scores = cached.first()
-        if isinstance(cached.cache, Cache):
+        # some attentions make NaN of padding that sees nothing: those rows must not be padded
+        if isinstance(cached.cache, Cache) and not scores.isnan().any():
             return cached, scores
-    whole = _Whole(model, rows)
-    return whole, whole.first()
+    plain = _Whole(model, rows)
+    return plain, plain.first()
+
+
+def _cached(model: nn.Module) -> bool:
+    return all(accepts(model, name) for name in ("attention_mask", "past_key_values", "use_cache"))
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from typing import Any
 
 from torch import nn
 
-from steelyard.bench.attacks import attack_scores
+from steelyard.bench.attacks import check_attacks, membership
 from steelyard.bench.choices import Question, choice_accuracy
 from steelyard.bench.generation import greedy
 from steelyard.bench.lume_data import (
@@ -48,7 +48,6 @@ from steelyard.bench.metrics import (
     exact_match,
     final_score,
     lume_aggregate,
-    membership_auc,
     mia_score,
     rouge_l,
 )
@@ -112,7 +111,7 @@ class LumeResult:
         return {"benchmark": "LUME", **found, "twelve": self.twelve}
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
 
 def evaluate(
@@ -133,7 +132,7 @@ def evaluate(
     template: bool = False,
     between: str = "",
 ) -> LumeResult:
-    """Generate for all rows, score them, attack the documents, and take the means.
+    """Attack the documents, answer the questions, generate for all rows, and take the means.
 
     model, tokenizer: a causal language model and its tokenizer, as of transformers.
     members, non_members: whole documents, forgotten ones and strangers, for `attack` (a name of
@@ -148,19 +147,27 @@ def evaluate(
     Guarantees: independent of `batch` and of the rows' order, up to rounding; the model is left as
     it was found. A task present in both sets counts, whatever its name: LUME has three.
     Raises: ValueError in one line for a missing tokenizer, for what `check_sets` refuses, for only
-    one of members and non_members, and for rows that do not fit the model's context.
+    one of members and non_members, for what `membership` refuses, for rows or questions that do not
+    fit the model's context, and for a model whose scores are NaN. Quick checks come first.
     """
     began = time.perf_counter()
     if tokenizer is None:
         raise ValueError("the model came without a tokenizer: pass the one it was trained with")
     if (members is None) != (non_members is None):
         raise ValueError("members and non_members go together: an AUC compares the two")
+    check_attacks([attack], reference_model)
     check_sets(forget, retain)
     if isinstance(mmlu, int | float):
         final_score(0.0, 0.0, mmlu)  # refuses what is no accuracy, before the long part
     sets = {"forget": forget, "retain": retain}
     if rows is not None:
         sets = {name: subset(given, rows, seed) for name, given in sets.items()}
+    mia = None
+    if members is not None and non_members is not None:
+        options: dict[str, Any] = {"attack": attack, "reference_model": reference_model}
+        mia = membership(model, tokenizer, members, non_members, batch=batch, **options)
+        mia["score"] = mia_score(mia["auc"])
+    utility = _utility(model, tokenizer, mmlu, batch, between)
     everything = [row for given in sets.values() for row in given]
     written = greedy(
         model,
@@ -175,10 +182,6 @@ def evaluate(
     parts = {"forget": written[:split], "retain": written[split:]}
     scores = score_rows(sets, parts)
     aggregate = _aggregate(scores)
-    mia = None
-    if members is not None and non_members is not None:
-        mia = _mia(model, tokenizer, members, non_members, attack, reference_model, batch)
-    utility = _utility(model, tokenizer, mmlu, batch, between)
     final = None
     if mia is not None and utility is not None:
         final = final_score(aggregate, mia["score"], utility["accuracy"])
@@ -246,33 +249,6 @@ def _limit(row: Row, new_tokens: int) -> int:
         return new_tokens
     # a token adds at least a byte
     return min(new_tokens, len(row["output"].encode("utf-8")) + 8)
-
-
-def _mia(
-    model: nn.Module,
-    tokenizer: Any,
-    members: Sequence[str],
-    non_members: Sequence[str],
-    attack: str,
-    reference_model: nn.Module | None,
-    batch: int,
-) -> dict[str, Any]:
-    both = set(members) & set(non_members)
-    if both:
-        raise ValueError(f"{len(both)} documents are members and non-members, as {min(both)!r:.40}")
-    options: dict[str, Any] = {"attacks": [attack], "reference_model": reference_model}
-    low, high = (
-        attack_scores(model, tokenizer, texts, batch=batch, **options)[attack]
-        for texts in (members, non_members)
-    )
-    auc = membership_auc(low, high)
-    return {
-        "attack": attack,
-        "auc": auc,
-        "score": mia_score(auc),
-        "members": len(members),
-        "non_members": len(non_members),
-    }
 
 
 def _utility(

@@ -49,6 +49,7 @@ def lume_command(
     from steelyard.bench.choices import read_questions
     from steelyard.bench.lume import evaluate, read_documents, read_rows
     from steelyard.bench.lume_data import check_sets
+    from steelyard.objectives.tokens import between_of
 
     if mmlu is not None and questions is not None:
         raise ValueError("--mmlu and --questions are two measures of utility: give one")
@@ -73,9 +74,10 @@ def lume_command(
         seed=seed,
         new_tokens=new_tokens,
         batch=batch,
+        between=between_of(tokenizer),
     )
     if as_json:
-        typer.echo(json.dumps({"name": model, **found.to_dict()}, indent=1))
+        typer.echo(json.dumps({"name": model, **found.to_dict()}, indent=1, allow_nan=False))
         return
     _show(model, found)
 
@@ -83,9 +85,10 @@ def lume_command(
 def load(name: str, device: str = "auto") -> tuple[Any, Any]:
     """The causal language model `name` with its head, in eval mode on the device; its tokenizer.
 
-    Raises: ValueError in one line for no such model, no tokenizer beside it, or no such device.
+    Raises: ValueError in one line for no such model, no tokenizer beside it or one with more tokens
+    than the model has, or no such device.
     """
-    from steelyard.hf.readers import read_model, read_tokenizer
+    from steelyard.hf.readers import check_text, read_model, read_tokenizer
     from steelyard.hf.sources import locate, one_line, quiet
     from steelyard.models import Task
     from steelyard.runs.problem import choose_device
@@ -96,6 +99,7 @@ def load(name: str, device: str = "auto") -> tuple[Any, Any]:
         tokenizer = read_tokenizer(path)
         task = Task(kind="language", shape=(1,), classes=0, vocabulary=len(tokenizer))
         model, _ = read_model(path, task)
+        check_text(model, tokenizer, task)
     return model.to(place).eval(), tokenizer
 
 

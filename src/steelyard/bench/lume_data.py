@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from steelyard.data.json_lines import read_json_lines
+
 Row = Mapping[str, Any]
 KINDS = ("sc", "qa")
 FIELDS = ("id", "input", "output", "task")
@@ -24,30 +26,11 @@ FIELDS = ("id", "input", "output", "task")
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a LUME file, checked by `check_rows`, in its order.
 
-    Raises: ValueError in one line for lines that are no JSON objects and for what `check_rows`
-    refuses; OSError where there is no such file.
+    Raises: ValueError in one line for a file that `read_json_lines` or `check_rows` refuses.
     """
-    rows = read_json_lines(path)
+    rows = [row for _, row in read_json_lines(path)]
     check_rows(rows, str(path))
     return rows
-
-
-def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object per line (blank lines are skipped)."""
-    found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not JSON, expected an object") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {number}: found {value!r:.40}, expected an object")
-        found.append(value)
-    if not found:
-        raise ValueError(f"{path} has no rows: the set is empty")
-    return found
 
 
 def read_documents(path: str | Path) -> list[str]:
@@ -58,7 +41,7 @@ def read_documents(path: str | Path) -> list[str]:
     Raises: ValueError for an object with none of these.
     """
     texts = []
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for line, row in read_json_lines(path):
         whole = row.get("document", row.get("text"))
         if isinstance(whole, str):
             texts.append(whole)
@@ -67,7 +50,7 @@ def read_documents(path: str | Path) -> list[str]:
                 texts.append(f"{row['input']} {row['output']}")
         else:
             raise ValueError(
-                f'{path}, object {number} has no text "document" or "text", and is no LUME row: '
+                f'{path}, line {line} has no text "document" or "text", and is no LUME row: '
                 f"found {', '.join(row) or 'nothing'}"
             )
     if not texts:

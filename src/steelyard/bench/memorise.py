@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from steelyard.bench.generate import Benchmark, Row
 from steelyard.generators import fresh_root, generator
 from steelyard.models import seeded
-from steelyard.objectives.tokens import IGNORED, Tokens, encode
+from steelyard.objectives.tokens import IGNORED, Tokens, between_of, encode
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -125,9 +125,9 @@ def make_model(
         return LlamaForCausalLM(config).eval()
 
 
-def training_tokens(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> Tokens:
+def training_tokens(tokenizer: Any, rows: Sequence[Row]) -> Tokens:
     """The rows as they are trained on: whole documents, and answers behind masked questions."""
-    tokens = encode(tokenizer, rows, length=CONTEXT)
+    tokens = encode(tokenizer, rows, length=CONTEXT, between=between_of(tokenizer))
     whole = torch.tensor([row["id"][-3:-1] == "sc" for row in rows])  # [B]
     open_ = whole[:, None] & tokens.attention_mask.bool()  # [B, T]
     return dataclasses.replace(tokens, labels=torch.where(open_, tokens.input_ids, tokens.labels))
@@ -147,14 +147,16 @@ def train(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """Train in place, leave in eval mode; returns the mean loss of the last tenth of the steps.
+    """Train in place, on the model's device, and leave in eval mode.
 
+    Returns the mean loss of the last tenth of the steps.
     Loss: cross-entropy per labelled token. Batches: drawn by `seed`, see `batches`.
     progress: called with the number of steps done, after each.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0
     )
+    device = next(model.parameters()).device
     draws = generator(fresh_root(seed), "memorise")
     losses: list[float] = []
     model.train()
@@ -164,7 +166,7 @@ def train(
             rate = recipe.lr * min(1.0, (k + 1) / recipe.warmup, 2 * (steps - k) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = tokens.rows(index).trimmed()
+            batch = tokens.rows(index).trimmed().to(device)
             # causal and padded on the right: no mask needed; the head only where a label asks
             hidden = model.model(batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
             targets = batch.labels[:, 1:]

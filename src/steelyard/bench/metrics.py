@@ -74,12 +74,12 @@ class Rouge(NamedTuple):
     f1: float
 
 
-def rouge_l(reference: str, prediction: str) -> Rouge:
+def rouge_l(reference: str, prediction: str, *, stem: bool = True) -> Rouge:
     """Words in common and in order: LCS(reference, prediction) / words of the one or of the other.
 
-    Exactly rouge-score's "rougeL" with `use_stemmer=True`: lower case, a to z and 0 to 9 only,
-    words of more than three letters stemmed (Porter, as nltk extends it). LUME and TOFU take the
-    recall, MUSE the F1.
+    Exactly rouge-score's "rougeL": lower case, a to z and 0 to 9 only (a letter with an accent
+    splits its word), and with `stem` words of more than three letters stemmed (Porter, as nltk
+    extends it). LUME and TOFU take the recall, stemmed; MUSE the F1, not stemmed.
 
     Range [0, 1]; higher: more of the reference is said. Recall: 1 for the reference itself and for
     any text that contains it, however long; a prefix scores its share of the words; 0 if either
@@ -88,19 +88,19 @@ def rouge_l(reference: str, prediction: str) -> Rouge:
     scores.
     Raises: ValueError where the package rouge-score is not installed.
     """
-    found = _scorer().score(reference, prediction)["rougeL"]
+    found = _scorer(stem).score(reference, prediction)["rougeL"]
     return Rouge(float(found.recall), float(found.precision), float(found.fmeasure))
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache(maxsize=2)
+def _scorer(stem: bool) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise ValueError(
             "ROUGE-L needs the package rouge-score: pip install 'steelyard[hf]'"
         ) from None
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=stem)
 
 
 def exact_match(reference: str, prediction: str) -> float:

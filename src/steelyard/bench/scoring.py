@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.objectives.tokens import IGNORED, Tokens, forward, prompt_ids
+from steelyard.plans.checks import whole
 
 FLOATS = 1 << 24  # of log-probabilities held at once: 64 MiB
 LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -47,8 +48,10 @@ def token_scores(model: nn.Module, tokens: Tokens, *, batch: int = 16) -> list[T
 
     model: a causal language model, evaluated in eval mode on the device it is on.
     Guarantees: independent of `batch` up to rounding; the model is left as it was found.
-    Raises: ValueError naming the rows without a labelled token behind the first position.
+    Raises: ValueError naming the rows without a labelled token behind the first position, or for a
+    batch below 1.
     """
+    whole("batch", batch, least=1, fix="use 16, say")
     scored = tokens.labels[:, 1:] != IGNORED
     empty = (~scored.any(1)).nonzero().flatten().tolist()
     if empty:
@@ -70,20 +73,26 @@ def losses(model: nn.Module, tokens: Tokens, *, batch: int = 16) -> np.ndarray:
 
 
 def document_tokens(
-    tokenizer: Any, texts: Sequence[str], *, length: int | None = None, end: bool = False
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    length: int | None = None,
+    end: bool = False,
+    what: str = "document",
 ) -> Tokens:
     """Whole texts, every token a label (the first is predicted only where a begin token precedes).
 
     length: longer texts are cut there. end: the tokenizer's end token counts as part of the text.
+    what: a text's name in errors.
     Raises: ValueError for no texts, and naming a text with fewer than two tokens.
     """
     if not texts:
-        raise ValueError("no documents: the set is empty")
+        raise ValueError(f"no {what}s: the set is empty")
     last = [tokenizer.eos_token_id] * end
     found = [[*prompt_ids(tokenizer, text), *last][:length] for text in texts]
     for number, ids in enumerate(found):
         if len(ids) < 2:
-            raise ValueError(f"document {number} has {len(ids)} tokens: it needs two to be scored")
+            raise ValueError(f"{what} {number} has {len(ids)} tokens: it needs two to be scored")
     longest = max(map(len, found))
     input_ids = torch.zeros(len(found), longest, dtype=torch.int64)
     mask = torch.zeros_like(input_ids)
