@@ -109,7 +109,7 @@ def parts(case: Case, model: nn.Module, x: Tensor) -> Iterable[Tensor]:
     for i in range(case.micro):
         piece = x[i * size : (i + 1) * size]
         losses = case.losses(case.call(model, piece))
-        place = torch.arange(1, len(piece) + 1, dtype=losses.dtype)
+        place = torch.arange(1, len(piece) + 1, dtype=losses.dtype, device=losses.device)
         yield losses * (place + i * size) / place if i else losses
 
 

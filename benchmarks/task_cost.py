@@ -2,6 +2,8 @@
 
     python benchmarks/task_cost.py [--only mlp,gpt-128] [--seconds S] [--markdown FILE]
 
+On an accelerator: `python benchmarks/accelerator.py`.
+
 The step of GradDiff (one backward pass of the sum of two losses, SGD) is 1: each arm sees the same
 two halves of the workload's batch, retain and forget. Every arm takes turns with it, step by step
 (`lib/timing.py`); medians and quartiles of the ratios within a round. Memory: the live peak of a
@@ -56,9 +58,9 @@ ARMS = {
 }
 
 
-def make(arm: Arm, workload: Workload) -> Callable[[], None]:
+def make(arm: Arm, workload: Workload, device: str = "cpu") -> Callable[[], None]:
     """A step of the arm on the workload's model: F = -CE on the first half of the batch."""
-    model, x, y = workload.build()
+    model, x, y = workload.build(device)
     half = len(y) // 2
     parameters = trainable(model)
     kind = torch.optim.AdamW if arm.adam else torch.optim.SGD
@@ -81,6 +83,8 @@ def make(arm: Arm, workload: Workload) -> Callable[[], None]:
         else:
             (retain() + forget()).backward()
         optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return step
 

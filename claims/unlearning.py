@@ -2,77 +2,25 @@
 
 Bu et al. 2025 (arXiv 2410.22086): normalised gradients need no trade-off weight and less tuning of
 the rate. Reisizadeh et al. 2025 (arXiv 2506.08164): forgetting first, so no step raises the forget
-objective. Fronts are of (retain quality, forget quality), see `steelyard.trials.forgetting`.
+objective. How it is measured and judged: `steelyard.trials.forgetting_claim`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
-from steelyard.runs.methods import METHODS
 from steelyard.runs.pool import Pool
-from steelyard.runs.verdict import paired
-from steelyard.trials import forgetting as trials
-from steelyard.trials.fronts import Grid, attained
+from steelyard.trials.forgetting_claim import Measured, Part, row
 from steelyard.trials.memorised import lume_folder
 
 TOPIC = "unlearning"
-SEEDS = (0, 1, 2)
-MARGIN = 0.02  # of a hypervolume, whose range is 0 to 1: less is as good
 LUME = True  # whether the second benchmark is measured, where its files are at hand
-AUTO, SGD = "ngdiff, automatic rate", "blur, SGD"
-SGD_RATES = (0.01, 0.03, 0.1)
-SCALAR = [name for name, one in METHODS.items() if one.weighting in ("fixed", "loss")]
-OURS = ["ngdiff", AUTO, "blur", "blur-adam"]
-SLOPES = ("blur", "blur-adam", "npo")  # whose steps are looked at to first order
-LEVELS = [k / 50 for k in range(51)]
-SCORES = (
-    "forget regurgitation", "forget knowledge", "retain regurgitation", "retain knowledge", "auc",
-    "utility", "aggregate",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Part:
-    """One benchmark and its grid. scored: so many of the best scalar methods write texts too."""
-
-    name: str
-    told: str
-    benchmark: dict[str, Any]
-    rates: tuple[float, ...]
-    weights: tuple[float, ...]
-    run: dict[str, int]
-    scored: int
-
-    def of(self, seed: int) -> dict[str, Any]:
-        return {**self.benchmark, "seed": seed}
-
-    def setting(self, method: str, rate: float, weight: float, seed: int) -> dict[str, Any]:
-        one: dict[str, Any] = {
-            "benchmark": self.of(seed), "method": method, "rate": rate, "weight": weight, **self.run
-        }  # fmt: skip
-        if method == AUTO:
-            one |= {"method": "ngdiff", "automatic": True}
-        if method == SGD:
-            one |= {"method": "blur", "optimizer": "sgd"}
-        if method in (*SLOPES, SGD) and weight == 1.0:
-            one["slopes"] = True
-        return one
-
-    def cells(self, method: str) -> list[tuple[float, float]]:
-        rates = SGD_RATES if method == SGD else self.rates
-        fixed = method in METHODS and METHODS[method].weighting == "fixed"
-        return [(rate, weight) for weight in (self.weights if fixed else (1.0,)) for rate in rates]
-
 
 SMALL_PART = Part(
     "generated", "the generated benchmark, 20 documents per task and set, a Llama of 0.6 M "
     "parameters",
-    {"data": "small", "sizes": {}}, (5e-4, 2e-3, 8e-3), (0.3, 1.0, 3.0),
-    {"steps": 20, "batch": 8, "every": 4, "each": 4}, 4,
+    {"data": "small", "sizes": {}}, (2e-4, 8e-4, 3.2e-3), (0.3, 1.0, 3.0),
+    {"steps": 100, "batch": 8, "every": 10, "each": 4}, 4,
 )  # fmt: skip
 LUME_PART = Part(
     "LUME", "10 real LUME documents per task and set, prompts cut to their last 32 words, a Llama "
@@ -81,218 +29,20 @@ LUME_PART = Part(
         "data": "lume", "sizes": {"forget": 10, "retain": 10, "non_members": 10, "facts": 40},
         "recipe": {"vocabulary": 2000, "width": 192, "layers": 4},
     },
-    (1.5e-3, 6e-3), (1.0,), {"steps": 16, "batch": 4, "every": 4, "each": 3}, 1,
+    (1e-3, 4e-3), (1.0,), {"steps": 40, "batch": 8, "every": 5, "each": 3}, 4,
 )  # fmt: skip
 
 
 def run(runs: Pool) -> dict[str, Any]:
     here = (lume_folder() / "forget.jsonl").is_file()
     parts = [SMALL_PART, *([LUME_PART] if LUME and here else [])]
-    measured = [Measured(runs, part) for part in parts]
-    statements = {text: one for m in measured for text, one in judge(m).items()}
-    numbers = {text: one.told for text, one in statements.items()}
-    if len(parts) == 1:
-        numbers["LUME"] = "not here: no files" if LUME else "not here: left out"
-    return {
-        "paper": "arXiv 2410.22086, 2506.08164",
-        "claim": "NGDiff needs no trade-off weight and less tuning of the rate; BLUR never raises "
+    found = row(
+        [Measured(runs, part) for part in parts],
+        claim="NGDiff needs no trade-off weight and less tuning of the rate; BLUR never raises "
         "the forget objective to first order under SGD, and in the optimizer's metric under AdamW; "
         "both at least match the best scalar method's front",
-        "topic": TOPIC,
-        "published": "NGDiff: better trade-off than GA, GDiff, KL, NPO on TOFU and MUSE-News "
-        "without a weight; BLUR: best on WMDP, keeps utility on MUSE; no grids with equal budgets",
-        "setting": _told(measured),
-        "numbers": numbers,
-        "baselines": [name for name in METHODS if name not in OURS],
-        "seeds": list(SEEDS),
-        "verdict": verdict(list(statements.values())),
-        "cost_s": round(sum(m.seconds for m in measured)),
-        "sheets": [sheet for m in measured for sheet in (_fronts(m), _scores(m), _steps(m))],
-        "panels": [panel for m in measured for panel in (_front_panel(m), _rate_panel(m))],
-    }
-
-
-class Measured:
-    """All trials of a part."""
-
-    def __init__(self, runs: Pool, part: Part) -> None:
-        self.part = part
-        self.builds = runs.each(trials.build, [part.of(seed) for seed in SEEDS])
-        names = [*METHODS, AUTO, SGD]
-        keys = [(name, cell, seed) for name in names for cell in part.cells(name) for seed in SEEDS]
-        found = runs.each(trials.forget, [part.setting(n, *cell, s) for n, cell, s in keys])
-        self.grids = {name: Grid() for name in names}
-        for (name, cell, _), trial in zip(keys, found, strict=True):
-            self.grids[name].cells.setdefault(cell, []).append(trial)
-        by_front = sorted(SCALAR, key=lambda name: -fmean(self.grids[name].union))
-        self.best_front = by_front[0]
-        self.best_mean = max(SCALAR, key=lambda name: fmean(self.grids[name].over_cells))
-        self.shown = list(dict.fromkeys([*OURS, *by_front[: part.scored], "graddiff"]))
-        ends = runs.each(trials.reference, [part.of(seed) for seed in SEEDS])
-        asked = [
-            part.setting(name, *self.grids[name].best, seed) | {"generate": True}
-            for name in self.shown
-            for seed in SEEDS
-        ]
-        texts = runs.each(trials.forget, asked)
-        self.scores = {end: [one[end] for one in ends] for end in ("target", "reference")}
-        for place, name in enumerate(self.shown):
-            own = texts[place * len(SEEDS) : (place + 1) * len(SEEDS)]
-            self.scores[name] = [one["scores"] for one in own]
-        self.trials = len(found) + len(texts)
-        self.seconds = sum(one["seconds"] for one in [*self.builds, *found, *ends, *texts])
-
-
-@dataclass(frozen=True)
-class Statement:
-    told: str
-    holds: bool
-
-
-def judge(m: Measured) -> dict[str, Statement]:
-    """Each sentence of the claim on one benchmark."""
-    grids, name = m.grids, m.part.name
-    fixed, blindly, best = grids["graddiff"], grids[m.best_mean], grids[m.best_front]
-    ngdiff = grids["ngdiff"]
-    text = "front of NGDiff minus that of the same losses over all fixed weights"
-    found = {text: at_least(ngdiff.union, fixed.union)}
-    text = f"a cell taken blindly, NGDiff minus the best scalar method there ({m.best_mean})"
-    found[text] = at_least(ngdiff.over_cells, blindly.over_cells)
-    text = "mean over the rates, NGDiff minus the same losses at their best weight"
-    found[text] = at_least(ngdiff.over_rates, fixed.over_rates)
-    text = "steps of BLUR with SGD that raise F to first order"
-    found[text] = never(grids[SGD])
-    text = "steps of BLUR in AdamW's metric that raise F to first order"
-    found[text] = never(grids["blur-adam"])
-    for title, own in (("NGDiff", "ngdiff"), ("BLUR", "blur"), ("BLUR in the metric", "blur-adam")):
-        text = f"front of {title} minus the best scalar method's ({m.best_front})"
-        found[text] = at_least(grids[own].union, best.union)
-    return {f"{name}: {text}": one for text, one in found.items()}
-
-
-def at_least(method: Sequence[float], baseline: Sequence[float]) -> Statement:
-    """Hypervolumes by seed; up to MARGIN less on average is as good."""
-    difference, error, _ = paired(method, baseline)
-    return Statement(f"{difference:+.3f} ± {error:.3f}", difference >= -MARGIN)
-
-
-def never(grid: Grid) -> Statement:
-    share = grid.mean("raised_first_order")
-    if share is None:
-        return Statement("no step", False)
-    return Statement(f"{100 * share:.2f} %", share == 0)
-
-
-def verdict(statements: Sequence[Statement]) -> str:
-    held = [one.holds for one in statements]
-    return "holds" if all(held) else "partly" if any(held) else "fails"
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3f} ± {stdev(values):.3f}"
-
-
-def _fronts(m: Measured) -> dict[str, Any]:
-    best = m.grids[m.best_front]
-    rows: list[list[Any]] = []
-    for name, grid in sorted(m.grids.items(), key=lambda one: -fmean(one[1].union)):
-        rate, weight = grid.best
-        rows.append([
-            name, len(grid.cells), spread(grid.union), at_least(grid.union, best.union).told,
-            spread(grid.over_cells), spread(grid.over_rates), spread(grid.at(grid.best)),
-            f"{rate:g}", f"{weight:g}", int(grid.total("diverged")),
-        ])  # fmt: skip
-    return {
-        "title": f"{m.part.name}: hypervolumes",
-        "columns": [
-            "method", "cells", "front of the whole grid", f"minus {m.best_front}'s",
-            "mean over cells", "mean over rates, best weight", "best cell", "its rate",
-            "its weight", "diverged",
-        ],
-        "rows": rows,
-        "note": f"0: the target as it is, 1: as retrained; mean ± standard deviation of "
-        f"{len(SEEDS)} seeds, differences ± standard error. A point for each look at each run, so "
-        "methods with a weight have more points",
-    }  # fmt: skip
-
-
-def _scores(m: Measured) -> dict[str, Any]:
-    def row(name: str) -> list[Any]:
-        told = m.scores[name]
-        return [name, *(fmean(one[score] for one in told) for score in SCORES)]
-
-    return {
-        "title": f"{m.part.name}: scores of the best cell, stopped at the reference's forget loss",
-        "columns": ["model", *SCORES],
-        "rows": [row(name) for name in ("target", "reference", *m.shown)],
-        "note": "regurgitation: ROUGE-L recall; knowledge: exact match; auc of the loss attack, "
-        "0.5 is best; utility: general facts by choice. A run that never reaches that loss is "
-        "scored after its last step",
-    }
-
-
-def _steps(m: Measured) -> dict[str, Any]:
-    def percent(share: float | None) -> str | None:
-        return None if share is None else f"{100 * share:.1f} %"
-
-    rows = []
-    for name in ("blur", "blur-adam", SGD, "npo", "ngdiff", "graddiff"):
-        for cell, own in sorted(m.grids[name].cells.items()):
-            if cell[1] == 1.0:
-                one = Grid({cell: own})
-                first = percent(one.mean("raised_first_order"))
-                rows.append([name, f"{cell[0]:g}", percent(one.mean("raised")), first])
-    return {
-        "title": f"{m.part.name}: steps that raised the forget objective",
-        "columns": ["method", "rate", "on their own batch", "to first order"],
-        "rows": rows,
-        "note": "AdamW where nothing else is said; retain weight 1; all seeds together",
-    }
-
-
-def _lines(m: Measured, of: Callable[[Grid], dict[float, list[float]]]) -> list[dict[str, Any]]:
-    """of: x -> values by seed."""
-    found = {name: of(m.grids[name]) for name in m.shown}
-    return [
-        {
-            "name": name, "role": "method" if name in OURS else "baseline", "x": list(own),
-            "y": [fmean(v) for v in own.values()], "low": [min(v) for v in own.values()],
-            "high": [max(v) for v in own.values()],
-        }
-        for name, own in found.items()
-    ]  # fmt: skip
-
-
-def _front_panel(m: Measured) -> dict[str, Any]:
-    def of(grid: Grid) -> dict[float, list[float]]:
-        points = [grid.points(seed) for seed in grid.seeds]
-        return {level: [attained(own, level) for own in points] for level in LEVELS}
-
-    return {
-        "title": f"{m.part.name}, fronts", "x": "retain quality at least", "y": "forget quality",
-        "log_x": False, "log_y": False, "lines": _lines(m, of),
-    }  # fmt: skip
-
-
-def _rate_panel(m: Measured) -> dict[str, Any]:
-    return {
-        "title": f"{m.part.name}, tuning", "x": "learning rate, or its start",
-        "y": "hypervolume, best weight", "log_x": True, "log_y": False,
-        "lines": _lines(m, Grid.by_rate),
-    }  # fmt: skip
-
-
-def _told(measured: Sequence[Measured]) -> str:
-    parts = [
-        f"{m.part.name}: {m.part.told} trained {m.builds[0]['steps']} steps; rates "
-        f"{', '.join(f'{r:g}' for r in m.part.rates)}; retain weights "
-        f"{', '.join(f'{w:g}' for w in m.part.weights)} where there is one; {m.part.run['steps']} "
-        f"steps of {m.part.run['batch']} + {m.part.run['batch']} rows; {m.trials} runs"
-        for m in measured
-    ]
-    return (
-        f"{'; '.join(parts)}. AdamW without decay, all weights trained; {SGD}: rates "
-        f"{', '.join(f'{r:g}' for r in SGD_RATES)}. Memory: share of answer tokens that are the "
-        "likeliest, mean over task and kind; forget quality 1 at the retrained reference's, 0 at "
-        "the target's; retain quality relative to the target's"
+        topic=TOPIC,
     )
+    if len(parts) == 1:
+        found["numbers"]["LUME"] = "not here: no files" if LUME else "not here: left out"
+    return found

@@ -36,8 +36,8 @@ class Workload:
             return flat.view(y.shape).mean(1)
         return F.cross_entropy(outputs, y, reduction="none")
 
-    def build(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """Model and batch, the same ones at every call."""
+    def build(self, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
+        """Model and batch, the same ones at every call, made on the CPU."""
         with models.seeded(0):
             model = self.model().train()
         with models.seeded(1):
@@ -45,7 +45,7 @@ class Workload:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        return model, x, y
+        return model.to(device), x.to(device), y.to(device)
 
 
 def image(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:

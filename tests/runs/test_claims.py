@@ -121,6 +121,22 @@ def test_a_topic_is_known_before_it_was_ever_measured(compared):
     assert claims._runnable("lowpass") == ["lowpass"]
 
 
+def test_a_claim_for_another_device_is_left_out_unless_named(compared, command_line, monkeypatch):
+    import torch
+
+    recipe = compared / "lowpass.py"
+    recipe.write_text("DEVICE = 'cuda'\n" + recipe.read_text())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = []
+    assert claims._runnable(None, said.append) == ["fresh", "steps"]
+    assert said == ["lowpass needs a CUDA device: left out"]
+    assert claims._runnable("filters") == []
+    assert claims._runnable("lowpass") == ["lowpass"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert claims._runnable(None) == ["fresh", "lowpass", "steps"]
+    assert json.loads(command_line("claims", "privacy", "--run", "--json").out)
+
+
 def test_a_topic_without_a_result_says_what_to_run(compared, command_line):
     outcome = command_line("claims", "filters")
     assert outcome.code == 2

@@ -71,3 +71,20 @@ def test_a_build_is_found_again(folder, tmp_path, monkeypatch):
         assert a.equal(b)
     with pytest.raises(AssertionError, match="anew"):
         memorised(**(given | {"seed": 1}))
+
+
+def test_a_pretrained_start_is_trained_further(folder, tmp_path):
+    """The small build's own target as the start: its tokenizer and weights are what goes on."""
+    given = {"data": "lume", "seed": 0, "sizes": SIZES, "cache": str(tmp_path / "cache")}
+    given |= {"folder": str(folder)}
+    start = memorised(**given, recipe=RECIPE)
+    place = str(start.folder / "reference")
+    found = memorised(**given, recipe=RECIPE | {"lr": 1e-5}, start=place)
+    assert found.folder != start.folder
+    assert found.manifest["start"] == place
+    assert found.tokenizer.get_vocab() == start.tokenizer.get_vocab()
+    for a, b in zip(start.reference.parameters(), found.target.parameters(), strict=True):
+        assert not a.equal(b)
+        assert (a - b).abs().max() < 1e-3
+    with pytest.raises(ValueError, match="start 'x' is for the data 'lume'"):
+        memorised(**given | {"data": "small"}, start="x")

@@ -9,7 +9,8 @@ A comparison of arms has more: comparisons, and table, a list of data, arm, epsi
 seeds, lr and values. Other claims have sheets and panels (`steelyard.report.sheets`). Then `run`
 takes the pool that trains, and a constant TOPIC in the recipe says to which topic it belongs before
 it was ever run; the rows of a topic are shown together, on claims/<topic>.md with one picture
-beside it, claims/<topic>.png.
+beside it, claims/<topic>.png. DEVICE = "cuda" in a recipe: where there is no such device, measuring
+a topic or all leaves it out, and its committed row stays.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +146,7 @@ def show(
     """
     if run:
         with _pool(cache, workers) as pool:
-            rows = {key: measure(key, pool) for key in _runnable(name)}
+            rows = {key: measure(key, pool) for key in _runnable(name, pool.say)}
     else:
         rows = committed(name)
     written = [path for topic in _topics(rows) if (path := _write(topic, again=run))]
@@ -194,28 +196,41 @@ def _write(topic: str, *, again: bool) -> Path:
     return path
 
 
-def _runnable(name: str | None) -> list[str]:
+def _runnable(name: str | None, say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Claims to measure: all recipes, one (which may have no result yet), or those of a topic."""
     recipes = sorted(path.stem for path in folder().glob("*.py"))
-    if name is None:
-        return recipes
     if name in recipes:
         return [name]
-    measured = [key for key, row in committed().items() if row["topic"] == name]
-    return sorted({*_of_topic(name), *measured}) or list(committed(name))
+    if name is not None:
+        measured = [key for key, row in committed().items() if row["topic"] == name]
+        recipes = sorted({*_of_topic(name), *measured}) or list(committed(name))
+    here = [key for key in recipes if _can_run(folder() / f"{key}.py")]
+    for key in sorted({*recipes} - {*here}):
+        say(f"{key} needs a CUDA device: left out")
+    return here
+
+
+def _can_run(recipe: Path) -> bool:
+    if _constant(recipe, "DEVICE") != "cuda":
+        return True
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _of_topic(name: str) -> list[str]:
     """Recipes that say that they belong to this topic."""
-    return [path.stem for path in folder().glob("*.py") if _topic(path) == name]
+    return [path.stem for path in folder().glob("*.py") if _constant(path, "TOPIC") == name]
 
 
-def _topic(recipe: Path) -> str | None:
-    """What the recipe calls TOPIC, read without running it."""
+def _constant(recipe: Path, constant: str) -> str | None:
+    """What the recipe calls TOPIC or DEVICE, read without running it."""
+    if not recipe.is_file():
+        return None
     for node in ast.parse(recipe.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if "TOPIC" in names:
+            if constant in names:
                 return str(node.value.value)
     return None
 

@@ -32,12 +32,11 @@ from torch import Tensor
 from steelyard.bench.lume_data import kind, subset
 from steelyard.bench.metrics import exact_memorisation
 from steelyard.bench.scoring import token_scores
-from steelyard.bench.small import Small
+from steelyard.bench.small_files import Small
 from steelyard.objectives import Tokens
 from steelyard.runs.unlearn_config import UnlearnConfig
 from steelyard.runs.unlearn_eval import encoded, placed, put
-from steelyard.runs.unlearning import FIT_EVERY, FORGET, Unlearning
-from steelyard.steps.gen import GeN
+from steelyard.runs.unlearning import FORGET, Unlearning
 from steelyard.trials.memorised import memorised
 
 RESULTS = 1  # raise it when a change alters what a trial computes
@@ -93,15 +92,14 @@ def forget(
     base = memorised(**benchmark)
     ends = _ends(json.dumps(benchmark), each)
     began = time.process_time()
+    given: dict[str, Any] = {"lr_start" if automatic else "lr": rate}
     config = UnlearnConfig(
-        **NAMES, method=method, adapter="full", optimizer=optimizer, lr=rate,
+        **NAMES, **given, method=method, adapter="full", optimizer=optimizer,
         batch=batch, micro_batch=batch, length=LENGTH, retain_weight=weight, tolerance=None,
         evaluate_every=every, seed=benchmark["seed"],
     )  # fmt: skip
     run = Watched(config, base, each=each, slopes=slopes, enough=ends["reference"]["forget_loss"])
     run.steps = steps
-    if automatic:
-        run.rate = GeN(run.optimizer, model=run.model, every=FIT_EVERY, seed=config.seed)
     finite = run.to_the_end()
     found: dict[str, Any] = {
         "diverged": not finite,
@@ -266,10 +264,9 @@ def qualities(found: dict[str, float], ends: dict[str, dict[str, float]]) -> lis
 
 def _rises(gradient: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether <f, step> > 0, beyond rounding."""
-    slope = length = size = 0.0
+    sums = []
     for g, old, new in zip(gradient, before, after, strict=True):
-        moved = (new - old).double()
-        slope += float((g.double() * moved).sum())
-        length += float(moved.square().sum())
-        size += float(g.double().square().sum())
+        pair = torch.stack([g.double().flatten(), (new - old).double().flatten()])
+        sums.append(pair @ pair.T)
+    (size, slope), (_, length) = torch.stack(sums).sum(0).tolist()  # one wait for the device
     return slope > FLAT * (length * size) ** 0.5

@@ -5,23 +5,28 @@
 | small | the generated benchmark | `steelyard.bench.small.build` |
 | lume | documents of the real LUME files, as many of each task | the same recipe on these rows |
 
-LUME's prompts are cut to their last words; its non-members are documents that were not taken.
-General facts are the generated ones in both. Builds lie in a cache folder, so that a trial in
-another process just loads them.
+With `start` LUME's models are a pretrained one, trained further on the rows. LUME's prompts are cut
+to their last words; its non-members are documents that were not taken. General facts are the
+generated ones in both. Builds lie in a cache folder, so that a trial in another process just loads
+them.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steelyard.bench.generate import Benchmark, Sizes, generate
+from steelyard.bench.lume_commands import load as load_model
 from steelyard.bench.lume_data import document, read_rows
 from steelyard.bench.memorise import (
     Recipe,
@@ -31,7 +36,8 @@ from steelyard.bench.memorise import (
     train,
     training_tokens,
 )
-from steelyard.bench.small import MODELS, Small, _digest, _load, _save, _verified, build
+from steelyard.bench.small import build
+from steelyard.bench.small_files import MODELS, Small, digest, load, save, verified
 from steelyard.data.entries import data_home
 
 FORMAT = 1  # of LUME's builds: raise it with every change of how models come about
@@ -55,56 +61,90 @@ def memorised(
     recipe: Mapping[str, Any] | None = None,
     cache: str | None = None,
     folder: str | None = None,
+    start: str | None = None,
+    device: str = "cpu",
 ) -> Small:
     """Rows, target, reference; from this process or the cache, or trained and put there.
 
     sizes, recipe: of `Sizes` and `Recipe`. cache: a folder; default: "benchmarks" beside the data
-    sets. folder: of the LUME files. All plain values, so that they are settings of a trial.
-    Raises ValueError for unknown data, and LUME files with too few documents; OSError without them.
+    sets. folder: of the LUME files. start: a causal language model, as of `steelyard unlearn`, in
+    place of an untrained one; of the recipe its training counts. device: of training and models.
+    All plain values, so that they are settings of a trial.
+    Raises ValueError for unknown data, a start or a device that is not there, LUME files with too
+    few documents or not there, and a start for generated data.
     """
+    if start is not None and data != "lume":
+        raise ValueError(f"start {start!r} is for the data 'lume': the data {data!r} have none")
     if data not in DATA:
         raise ValueError(f"unknown data {data!r}: there are {', '.join(DATA)}")
     at = str(data_home() / "benchmarks") if cache is None else cache
     place = str(lume_folder()) if folder is None else folder
-    return _memorised(data, seed, json.dumps([dict(sizes), dict(recipe or {})]), at, place)
+    options = json.dumps([dict(sizes), dict(recipe or {})])
+    return _memorised(data, seed, options, at, place, start, device)
 
 
 @lru_cache(maxsize=3)
-def _memorised(data: str, seed: int, options: str, cache: str, folder: str) -> Small:
+def _memorised(
+    data: str, seed: int, options: str, cache: str, folder: str, start: str | None, device: str
+) -> Small:
     given = json.loads(options)
     sizes, recipe = Sizes(**given[0]), Recipe(**given[1])
     if data == "small":
-        return build(sizes, seed=seed, recipe=recipe, cache=cache)
-    return _lume(lume_rows(Path(folder), sizes, seed), seed, recipe, Path(cache))
+        made = build(sizes, seed=seed, recipe=recipe, cache=cache)
+    else:
+        rows = lume_rows(Path(folder), sizes, seed)
+        made = _lume(rows, seed, recipe, Path(cache), start, device)
+    for model in (made.target, made.reference):
+        _moved(model, device)
+    return made
 
 
-def _lume(rows: Benchmark, seed: int, recipe: Recipe, cache: Path) -> Small:
+def _moved(model: Any, device: str) -> Any:
+    return model.to(torch.device(device))
+
+
+def _lume(
+    rows: Benchmark, seed: int, recipe: Recipe, cache: Path, start: str | None, device: str
+) -> Small:
     """As `build`, of rows that are there."""
     identity = {
         "format": FORMAT,
         "data": "lume",
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
-        "rows": _digest(dataclasses.asdict(rows)),
+        "rows": digest(dataclasses.asdict(rows)),
     }
-    place = cache / f"lume-{_digest(identity)[:16]}"
-    if (known := _verified(place, identity)) is not None:
-        return _load(place, rows, known)
-    tokenizer = make_tokenizer(rows, recipe.vocabulary)
+    if start is not None:
+        identity |= {"start": start, "device": device}
+    place = cache / f"lume-{digest(identity)[:16]}"
+    if (known := verified(place, identity)) is not None:
+        return load(place, rows, known)
+    tokenizer, fresh = _starts(rows, seed, recipe, start, device)
     kept = [*rows.retain, *rows.general_train]
     sets = (training_tokens(tokenizer, [*rows.forget, *kept]), training_tokens(tokenizer, kept))
     steps = steps_for(sets[0], recipe)
     manifest: dict[str, Any] = dict(identity)
     models: dict[str, Any] = {}
     for name, tokens in zip(MODELS, sets, strict=True):
-        models[name] = make_model(tokenizer, recipe, seed=seed)
+        models[name] = _moved(fresh(), device)
         began = time.process_time()
         loss = train(models[name], tokens, recipe, steps=steps, seed=seed)
         seconds = time.process_time() - began
         manifest[name] = {"rows": len(tokens), "steps": steps, "seconds": seconds, "loss": loss}
     cache.mkdir(parents=True, exist_ok=True)
-    _save(place, models, tokenizer, rows, manifest)
-    return _load(place, rows, manifest)
+    save(place, models, tokenizer, rows, manifest)
+    return load(place, rows, manifest)
+
+
+def _starts(
+    rows: Benchmark, seed: int, recipe: Recipe, start: str | None, device: str
+) -> tuple[Any, Callable[[], Any]]:
+    """The tokenizer, and what makes the model that a training begins with."""
+    if start is not None:
+        pretrained, tokenizer = load_model(start, device)
+        return tokenizer, lambda: copy.deepcopy(pretrained)
+    tokenizer = make_tokenizer(rows, recipe.vocabulary)
+    return tokenizer, lambda: make_model(tokenizer, recipe, seed=seed)
 
 
 def lume_rows(folder: Path, sizes: Sizes, seed: int) -> Benchmark:
