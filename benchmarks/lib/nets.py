@@ -91,7 +91,9 @@ def class_token() -> nn.Module:
 
 def positions(length: int) -> Callable[[], nn.Module]:
     return lambda: Net(
-        lambda m, x: m.head(m.norm(m.token(x) + m.place(torch.arange(length)[None]))),
+        lambda m, x: m.head(
+            m.norm(m.token(x) + m.place(torch.arange(length, device=x.device)[None]))
+        ),
         token=nn.Embedding(V, D),
         place=nn.Embedding(length, D),
         norm=nn.LayerNorm(D),

@@ -46,13 +46,13 @@ def test_one_gradient_copy_above_two_backward_passes(name):
 
 def test_the_page_marks_what_is_past_its_limit():
     common = {
-        "workload": "mlp", "low": 1.0, "high": 1.1, "two": 1.0, "ms": 20.0, "memory": 1.0,
+        "workload": "mlp", "ratio": 1.2, "low": 1.0, "high": 1.1, "ms": 20.0, "memory": 1.0,
         "rounds": 5,
     }  # fmt: skip
     rows = [
-        common | {"arm": "kept", "ratio": 1.05, "limit": 1.05},
-        common | {"arm": "missed", "ratio": 1.051, "limit": 1.05},
-        common | {"arm": "free", "ratio": 2.0, "limit": None},
+        common | {"arm": "kept", "two": 1.05, "limit": 1.05},
+        common | {"arm": "missed", "two": 1.051, "limit": 1.05},
+        common | {"arm": "free", "two": 2.0, "limit": None},
     ]
     lines = {line.split("|")[2].strip(): line for line in page(rows).splitlines() if "mlp" in line}
     assert lines["kept"].endswith("| yes |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steelyard.rows.gram import PIECE, combine, cosines, gram
+from steelyard.rows.gram import PIECE, combine, cosines, gram, pieces, totals
 
 SHAPES = [(3, 5), (PIECE + 17,), (), (0, 4), (2, 3, 2)]
 
@@ -81,3 +81,30 @@ def test_cosines():
     assert c[0, 1] == -1
     assert c[0, 0] == 1
     assert c[0, 2].isnan()
+
+
+def test_pieces_hold_every_number_once_beside_its_partners():
+    """Small columns of a kind are joined, large ones cut; what is missing stays missing."""
+    column = {
+        "both": (torch.ones(3), torch.full((3,), 2.0)),
+        "first": (torch.full((2, 2), 3.0), None),
+        "none": (None, None),
+        "large": (torch.full((PIECE + 5,), 4.0), torch.full((PIECE + 5,), 5.0)),
+        "again": (torch.full((5,), 6.0), torch.full((5,), 7.0)),
+        "wide": (torch.full((4,), 8.0).double(), torch.full((4,), 9.0)),
+    }
+    found = list(pieces(column.values()))
+    assert all(t is None or t.dim() == 1 for piece in found for t in piece)
+    pairs: dict[tuple[float, float | None], int] = {}
+    for a, b in found:
+        assert a is not None
+        others = [None] * len(a) if b is None else b.tolist()
+        for pair in zip(a.tolist(), others, strict=True):
+            pairs[pair] = pairs.get(pair, 0) + 1
+    assert pairs == {(1, 2): 3, (3, None): 4, (4, 5): PIECE + 5, (6, 7): 5, (8, 9): 4}
+    assert len(found) == 2 + 3  # cut in two; joined by kind
+
+
+def test_totals_of_any_dtype():
+    one = torch.tensor(1 / 3, dtype=torch.float64)
+    assert totals([[one, torch.tensor(2.0)], [], [torch.tensor(5)]]) == [1 / 3 + 2, 0.0, 5.0]

@@ -10,18 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from steelyard.rows.gram import Row
+from steelyard.rows.gram import Column, Row, pieces, totals
 from steelyard.rows.reference import accumulator
-
-PIECE = 1 << 16  # numbers worked on at once
 
 
 def refuse_others(optimizer: Optimizer | None) -> None:
@@ -37,16 +34,6 @@ def refuse_others(optimizer: Optimizer | None) -> None:
             raise ValueError(f'metric="optimizer" does not know {name}=True: leave it out')
 
 
-@dataclass(frozen=True)
-class _Place:
-    """One parameter that f reaches, and what its step depends on."""
-
-    p: Tensor
-    tensors: tuple[Tensor | None, ...]  # of each row
-    group: dict[str, Any]
-    state: dict[str, Any]
-
-
 class AdamStep:
     """rows: gradients of `parameters`, each to be multiplied by its scale. Parameters that the
     optimizer does not hold do not move; ValueError where it holds none of them."""
@@ -60,41 +47,49 @@ class AdamStep:
     ):
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._scales = [float(s) for s in scales]
-        self._places = [
-            _Place(p, tensors, groups[id(p)], optimizer.state.get(p, {}))
+        held = [
+            (p, tensors, groups[id(p)], optimizer.state.get(p, {}))
             for p, tensors in zip(parameters, zip(*rows, strict=True), strict=True)
             if id(p) in groups
         ]
-        if not self._places:
+        if not held:
             raise ValueError(
                 "the optimizer holds none of the parameters, so its step says nothing about them: "
                 "give Tasks the optimizer that moves them"
             )
         self._still = all(float(group["lr"]) == 0 for group in optimizer.param_groups)
+        steps = _numbers([state.get("step", 0) for *_, state in held])
+        self._kinds: dict[tuple[int, float], tuple[dict[str, Any], list[Column]]] = {}
+        for t, (p, tensors, group, state) in zip(steps, held, strict=True):
+            _, columns = self._kinds.setdefault((id(group), t + 1), (group, []))
+            columns.append((p, state.get("exp_avg"), state.get("exp_avg_sq"), *tensors))
 
     @torch.no_grad()
     def slopes(self, low: int, weights: Sequence[float]) -> tuple[float, float, float, float]:
         """<f, P u>, <f, P f>, <f, step>, and d/dx <f, step(u + x f)> at fixed P; f = scaled row
         `low`. Where every rate is 0 (warm-up) they are those of rate 1."""
         factors = [w * s for w, s in zip(weights, self._scales, strict=True)]
-        total = torch.zeros(4, dtype=torch.float64)
-        for place in self._places:
-            if place.tensors[low] is not None:
-                total += self._part(place, low, factors)
-        along, own, real, rate = total.tolist()
+        along = own = real = rate = 0.0
+        for (_, t), (group, columns) in self._kinds.items():
+            found = self._part(group, t, columns, low, factors)
+            along, own, real, rate = map(sum, zip((along, own, real, rate), found, strict=True))
         return along, own, real, rate
 
-    def _part(self, place: _Place, low: int, factors: Sequence[float]) -> Tensor:
-        group, state, p = place.group, place.state, place.p
+    def _part(
+        self, group: dict[str, Any], t: float, columns: list[Column], low: int, factors: list[float]
+    ) -> tuple[float, float, float, float]:
         lr = 1.0 if self._still else float(group["lr"])
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        t = float(state.get("step", 0)) + 1
         decay, decoupled = float(group["weight_decay"]), bool(group["decoupled_weight_decay"])
         root2 = (1 - beta2**t) ** 0.5
         scale = lr / (1 - beta1**t) * root2
-        sums = torch.zeros(5, dtype=torch.float64)
-        moments = (state.get("exp_avg"), state.get("exp_avg_sq"))
-        for w, f, m, v, *rows in _pieces(p, place.tensors[low], *moments, *place.tensors):
+        found: list[list[Tensor]] = [[] for _ in range(5)]
+        reached = (column for column in columns if column[3 + low] is not None)
+        for piece in pieces(reached):
+            assert piece[0] is not None
+            wide = accumulator(piece[0])
+            w, m, v, *rows = (None if one is None else one.to(wide) for one in piece)
+            f = rows[low]
             assert w is not None
             assert f is not None
             u = torch.zeros_like(f)
@@ -105,22 +100,26 @@ class AdamStep:
             seen = torch.zeros_like(s) if v is None else v * beta2
             seen.addcmul_(s, s, value=1 - beta2)
             fP = f / seen.sqrt_().add_(float(group["eps"]) * root2)  # P without its scale
-            old = fP.new_zeros(()) if m is None else torch.dot(fP, m)
-            found = [torch.dot(fP, u), torch.dot(fP, f), torch.dot(fP, s), old, torch.dot(f, w)]
-            sums += torch.stack(found).cpu().double()
+            for place, other in enumerate((u, f, s, m)):
+                if other is not None:
+                    found[place].append(torch.dot(fP, other))
+            if decoupled and decay:
+                found[4].append(torch.dot(f, w))
         c = self._scales[low]
-        along, own, new, old, back = sums.tolist()
+        along, own, new, old, back = totals(found)
         step = scale * c * (beta1 * old + (1 - beta1) * new)
         if decoupled:
             step += lr * decay * c * back
         own *= scale * c * c
-        return torch.tensor([scale * c * along, own, step, (1 - beta1) * own], dtype=torch.float64)
+        return scale * c * along, own, step, (1 - beta1) * own
 
 
-def _pieces(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
-    """All of them flat and in the first one's accumulator, piece by piece. Some may be None."""
-    assert tensors[0] is not None
-    wide, count = accumulator(tensors[0]), -(-tensors[0].numel() // PIECE)
-    flat = [None if t is None else t.detach().reshape(-1).split(PIECE) for t in tensors]
-    for i in range(count):
-        yield [None if one is None else one[i].to(wide) for one in flat]
+def _numbers(steps: Sequence[Any]) -> list[float]:
+    """As floats; those on a device (fused, capturable) in one wait."""
+    far = [isinstance(s, Tensor) and s.device.type != "cpu" for s in steps]
+    brought = iter(
+        torch.stack([s for s, one in zip(steps, far, strict=True) if one]).tolist()
+        if any(far)
+        else []
+    )
+    return [next(brought) if one else float(s) for s, one in zip(steps, far, strict=True)]

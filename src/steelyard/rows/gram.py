@@ -9,7 +9,8 @@ A row is one tensor or None (no gradient: zero) for each parameter. Products are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from steelyard.rows.reference import accumulator
 
 Row = list[Tensor | None]
+Column = tuple[Tensor | None, ...]  # of one shape, or None
 PIECE, PIECE_ON_DEVICES = 1 << 16, 1 << 22  # numbers: a core's cache; few kernels
 SMALL = 1 << 14  # smaller tensors are joined: a call costs more than they do
 HALF = (torch.float16, torch.bfloat16)
@@ -29,15 +31,16 @@ def gram(rows: Sequence[Row], scales: Sequence[float] | None = None) -> Tensor:
     k = len(rows)
     parts: dict[tuple[int, int], list[Tensor]] = {(i, j): [] for i in range(k) for j in range(i, k)}
     pairs = list(parts.items())
-    for pieces in _pieces(rows):
+    for raw in pieces(zip(*rows, strict=True)):
+        piece = [None if t is None else _exact(t) for t in raw]
         for (i, j), found in pairs:
-            a, b = pieces[i], pieces[j]
+            a, b = piece[i], piece[j]
             if a is not None and b is not None:
                 found.append(a.dot(b))
     s = [1.0] * k if scales is None else scales
     out = [[0.0] * k for _ in range(k)]  # numbers: k is small, and tiny tensors cost more
-    for (i, j), found in pairs:
-        out[i][j] = out[j][i] = s[i] * s[j] * _total(found)
+    for (i, j), total in zip(parts, totals([found for _, found in pairs]), strict=True):
+        out[i][j] = out[j][i] = s[i] * s[j] * total
     return torch.tensor(out, dtype=torch.float64)
 
 
@@ -46,7 +49,7 @@ def combine(rows: Sequence[Row], weights: Sequence[float]) -> Row:
     """sum_i w_i g_i; None where no row has a gradient. The tensors of the last row that has one are
     overwritten. Half precision is rounded once."""
     columns = list(zip(*rows, strict=True))
-    joined = [_small(c) and all(t is not None and t.is_contiguous() for t in c) for c in columns]
+    joined = [_together(column) for column in columns]
     if any(joined):
         *others, last = (
             [t for t, one in zip(row, joined, strict=True) if one and t is not None] for row in rows
@@ -85,41 +88,60 @@ def cosines(matrix: Tensor) -> Tensor:
     return (matrix / (norms[:, None] * norms[None, :])).clamp(-1, 1)
 
 
-def _pieces(rows: Sequence[Row]) -> Iterator[list[Tensor | None]]:
-    """All numbers of the rows side by side, flat: small tensors joined, large ones cut."""
-    bucket: list[tuple[Tensor | None, ...]] = []
-    filled = 0
-    for tensors in zip(*rows, strict=True):
-        if _small(tensors) and (not bucket or _alike(bucket[0], tensors)):
-            bucket.append(tensors)
-            filled += next(t.numel() for t in tensors if t is not None)
-            if filled >= PIECE:
-                yield _join(bucket)
-                bucket, filled = [], 0
+def pieces(columns: Iterable[Column]) -> Iterator[Column]:
+    """The numbers of the columns side by side, flat: small columns joined, large ones cut. Used
+    without gradients."""
+    buckets: dict[Any, list[Column]] = {}
+    filled: dict[Any, int] = {}
+    for column in columns:
+        first = next((t for t in column if t is not None), None)
+        if first is None:
             continue
-        flat = [None if t is None else _flat(t) for t in tensors]
-        for place in range(max((len(one) for one in flat if one is not None), default=0)):
-            yield [None if one is None else _exact(one[place]) for one in flat]
-    if bucket:
-        yield _join(bucket)
+        size = PIECE if first.device.type == "cpu" else PIECE_ON_DEVICES
+        if first.numel() > (SMALL if size == PIECE else size):
+            cut = [None if t is None else t.reshape(-1).split(size) for t in column]
+            for place in range(-(-first.numel() // size)):
+                yield tuple(None if one is None else one[place] for one in cut)
+            continue
+        kind = tuple(None if t is None else (t.dtype, t.device) for t in column)
+        buckets.setdefault(kind, []).append(column)
+        filled[kind] = filled.get(kind, 0) + first.numel()
+        if filled[kind] >= size:
+            yield _join(buckets.pop(kind))
+            filled[kind] = 0
+    yield from map(_join, buckets.values())
 
 
-def _join(bucket: list[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
-    return [
-        torch.cat([t.reshape(-1) for t in row if t is not None])
+def totals(found: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Of each list of numbers on any devices, the sum in float64; one wait for each device."""
+    sums = [sum(t.item() for t in some if t.device.type == "cpu") for some in found]
+    far = [(i, t) for i, some in enumerate(found) for t in some if t.device.type != "cpu"]
+    for kind in {(t.device, t.dtype) for _, t in far}:
+        here = [(i, t) for i, t in far if (t.device, t.dtype) == kind]
+        numbers = torch.stack([t for _, t in here]).cpu().double().tolist()
+        for (i, _), number in zip(here, numbers, strict=True):
+            sums[i] += number
+    return [float(one) for one in sums]
+
+
+def _join(bucket: list[Column]) -> Column:
+    return tuple(
+        None
+        if row[0] is None
+        else torch.cat([t.detach().reshape(-1) for t in row if t is not None])
         for row in zip(*bucket, strict=True)
-    ]
+    )
 
 
-def _small(tensors: Sequence[Tensor | None]) -> bool:
-    return all(t is not None and t.numel() <= SMALL and t.dtype not in HALF for t in tensors)
-
-
-def _alike(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
-    a, b = some[0], others[0]
-    assert a is not None
-    assert b is not None
-    return a.dtype == b.dtype and a.device == b.device
+def _together(column: Column) -> bool:
+    """Whether one call can combine this column and others: small on a CPU, anything on devices."""
+    return all(
+        t is not None
+        and t.is_contiguous()
+        and t.dtype not in HALF
+        and (t.device.type != "cpu" or t.numel() <= SMALL)
+        for t in column
+    )
 
 
 def _flat(t: Tensor) -> tuple[Tensor, ...]:
@@ -135,13 +157,3 @@ def _wide(t: Tensor) -> Tensor:
 def _exact(t: Tensor) -> Tensor:
     """bf16 numbers lie on a coarse grid, where a CPU's running float32 sum rounds to one side."""
     return t.double() if t.dtype in HALF and t.device.type == "cpu" else _wide(t)
-
-
-def _total(found: list[Tensor]) -> float:
-    """The sum in float64; one transfer from each device."""
-    far = {(t.device, t.dtype) for t in found if t.device.type != "cpu"}
-    total = sum(t.item() for t in found if t.device.type == "cpu")
-    for kind in far:
-        here = torch.stack([t for t in found if (t.device, t.dtype) == kind])
-        total += float(here.cpu().double().sum())
-    return total

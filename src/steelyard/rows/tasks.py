@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from steelyard.rows.adam_step import AdamStep, refuse_others
-from steelyard.rows.gram import Row, combine, gram
+from steelyard.rows.gram import Row, combine, gram, totals
 from steelyard.rows.task_record import TaskRecord, record
 from steelyard.types import Weighting
 from steelyard.weightings.from_torchjd import refuse_misread
@@ -35,6 +35,7 @@ from steelyard.weightings.from_torchjd import refuse_misread
 Loss: TypeAlias = "Tensor | tuple[Tensor, Any]"
 MicroBatch: TypeAlias = "Loss | Callable[[], Loss]"
 TaskLosses: TypeAlias = "MicroBatch | list[MicroBatch]"
+Sums: TypeAlias = "tuple[list[Tensor], float, float]"  # sums of losses; their count; reached
 
 
 @runtime_checkable
@@ -116,7 +117,7 @@ class Tasks:
         names = self._checked(tasks)
         try:
             rows: list[Row] = []
-            sums: list[list[float]] = []  # of each task: sum of losses, count, reached
+            sums: list[Sums] = []
             for place, name in enumerate(names):
                 self._drop()
                 sums.append(self._accumulate(name, tasks[name], last=place + 1 == len(names)))
@@ -140,7 +141,7 @@ class Tasks:
         for p in self._parameters:
             p.grad = None
 
-    def _accumulate(self, name: str, losses: TaskLosses, *, last: bool) -> list[float]:
+    def _accumulate(self, name: str, losses: TaskLosses, *, last: bool) -> Sums:
         parts: list[Any] = losses if isinstance(losses, list) else [losses]
         values: list[Tensor] = []
         counts = 0.0
@@ -157,10 +158,10 @@ class Tasks:
             raise ValueError(
                 f"task {name!r} has a sparse gradient: make its Embedding with sparse=False"
             )
-        return [sum(map(float, values)), counts, float(bool(grads))]
+        return values, counts, float(bool(grads))  # tensors: a number waits for the device
 
     @torch.no_grad()
-    def _weigh(self, names: list[str], rows: list[Row], sums: list[list[float]]) -> TaskRecord:
+    def _weigh(self, names: list[str], rows: list[Row], sums: list[Sums]) -> TaskRecord:
         if _ranks() > 1:
             sums = self._reduce(rows, sums)
         for name, (_, count, reached) in zip(names, sums, strict=True):
@@ -172,8 +173,9 @@ class Tasks:
                     "gradients enabled, through the model that they belong to"
                 )
         scales = [1 / count for _, count, _ in sums]
-        losses = [total / count for total, count, _ in sums]
         matrix = gram(rows, scales)
+        numbers = totals([values for values, *_ in sums])
+        losses = [total / count for total, (_, count, _) in zip(numbers, sums, strict=True)]
         _refuse_nonfinite("gradient", names, matrix.diagonal().tolist())
         _refuse_nonfinite("loss", names, losses)
         weights = self._decide(names, losses, matrix, rows, scales)
@@ -213,7 +215,7 @@ class Tasks:
             )
         return numbers
 
-    def _reduce(self, rows: list[Row], sums: list[list[float]]) -> list[list[float]]:
+    def _reduce(self, rows: list[Row], sums: list[Sums]) -> list[Sums]:
         """Sum rows, losses and counts over the ranks; a missing gradient is zero."""
         handles = []
         for row in rows:
@@ -222,11 +224,14 @@ class Tasks:
                 here = torch.zeros_like(p) if here is None else here.contiguous()
                 handles.append(torch.distributed.all_reduce(here, async_op=True))
                 row[i] = here
-        numbers = torch.tensor(sums, dtype=torch.float64, device=self._parameters[0].device)
+        told = [
+            [total, *s[1:]] for total, s in zip(totals([s[0] for s in sums]), sums, strict=True)
+        ]
+        numbers = torch.tensor(told, dtype=torch.float64, device=self._parameters[0].device)
         torch.distributed.all_reduce(numbers)
         for handle in handles:
             handle.wait()
-        return numbers.tolist()
+        return [([row[0]], *row[1:].tolist()) for row in numbers.cpu()]
 
 
 def _own(grad: Tensor | None) -> Tensor | None:
