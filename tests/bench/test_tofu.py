@@ -45,6 +45,30 @@ def test_truth_ratios_by_hand(tiny_lm, tokenizer, batch):
         assert ratio == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_blank_before_answers_is_the_tokenizers(tiny_lm, tokenizer):
+    """Metaspace tokenizers prepend a blank of their own: a second one is not what they are trained
+    on."""
+    from steelyard.bench.generate import Sizes, generate
+    from steelyard.bench.memorise import make_tokenizer
+
+    metaspace = make_tokenizer(
+        generate(Sizes(forget=1, retain=1, non_members=1, facts=1), seed=0), 300
+    )
+    for one, between in ((tokenizer, " "), (metaspace, "")):
+        model = tiny_lm("gpt2")
+        model.resize_token_embeddings(max(len(tokenizer), len(metaspace)))
+        found, told, other = (
+            truth_ratios(model, one, ROWS, style)
+            for style in (
+                Style(),
+                Style(between=between),
+                Style(between=" " if not between else ""),
+            )
+        )
+        assert (found == told).all()
+        assert (found != other).any()
+
+
 def test_the_ends(knows, tokenizer):
     right = [(put(r["question"]), f" {r['answer']}") for r in ROWS]
     wrong = [(put(r["question"]), f" {r['perturbed_answer'][0]}") for r in ROWS]

@@ -33,7 +33,7 @@ from steelyard.bench.metrics import (
     truth_ratio_utility,
 )
 from steelyard.bench.scoring import context_length, losses
-from steelyard.objectives.tokens import encode
+from steelyard.objectives.tokens import between_of, encode
 
 __all__ = ["ForgetQuality", "Style", "Utility", "forget_quality", "truth_ratios", "utility"]
 
@@ -45,13 +45,13 @@ SETS = ("retain", "real_authors", "world_facts")
 class Style:
     """How questions are put, and how much at once; the same for every model that is compared.
 
-    prompt: with {question}. between: text in front of answers, as in `encode`. template: use the
-    tokenizer's chat template on the prompt. new_tokens: the most that is generated (TOFU: 200).
+    prompt: with {question}. between: text in front of answers, as in `encode`; default: what
+    `between_of` finds for the tokenizer. template: use its chat template on the prompt. new_tokens: the most that is generated (TOFU: 200).
     end: the end token counts as part of the answer. batch: rows of a forward pass.
     """
 
     prompt: str = "Question: {question}\nAnswer:"
-    between: str = " "
+    between: str | None = None
     template: bool = False
     end: bool = False
     new_tokens: int = 200
@@ -153,9 +153,15 @@ def _losses(
         length=context_length(model) or 1 << 30,
         end=style.end,
         template=style.template,
-        between=style.between,
+        between=_between(tokenizer, style),
     )
     return losses(model, tokens, batch=style.batch).reshape(len(rows), -1)
+
+
+def _between(tokenizer: Any, style: Style) -> str:
+    if style.between is not None:
+        return style.between
+    return "" if style.template else between_of(tokenizer)
 
 
 def _check(rows: Sequence[Row], name: str = "the rows") -> None:
