@@ -46,27 +46,11 @@ def test_truth_ratios_by_hand(tiny_lm, tokenizer, batch):
 
 
 def test_the_blank_before_answers_is_the_tokenizers(tiny_lm, tokenizer):
-    """Metaspace tokenizers prepend a blank of their own: a second one is not what they are trained
-    on."""
-    from steelyard.bench.generate import Sizes, generate
-    from steelyard.bench.memorise import make_tokenizer
-
-    metaspace = make_tokenizer(
-        generate(Sizes(forget=1, retain=1, non_members=1, facts=1), seed=0), 300
-    )
-    for one, between in ((tokenizer, " "), (metaspace, "")):
-        model = tiny_lm("gpt2")
-        model.resize_token_embeddings(max(len(tokenizer), len(metaspace)))
-        found, told, other = (
-            truth_ratios(model, one, ROWS, style)
-            for style in (
-                Style(),
-                Style(between=between),
-                Style(between=" " if not between else ""),
-            )
-        )
-        assert (found == told).all()
-        assert (found != other).any()
+    model = tiny_lm("gpt2")
+    asked = (Style(), Style(between=" "), Style(between=""))
+    found, blank, glued = (truth_ratios(model, tokenizer, ROWS, style) for style in asked)
+    assert (found == blank).all()  # byte-level: the blank belongs to the word behind it
+    assert (found != glued).all()
 
 
 def test_the_ends(knows, tokenizer):
