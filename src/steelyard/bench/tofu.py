@@ -46,8 +46,9 @@ class Style:
     """How questions are put, and how much at once; the same for every model that is compared.
 
     prompt: with {question}. between: text in front of answers, as in `encode`; default: what
-    `between_of` finds for the tokenizer. template: use its chat template on the prompt. new_tokens: the most that is generated (TOFU: 200).
-    end: the end token counts as part of the answer. batch: rows of a forward pass.
+    `between_of` finds for the tokenizer. template: use its chat template on the prompt. new_tokens:
+    the most that is generated (TOFU: 200). end: the end token counts as part of the answer. batch:
+    rows of a forward pass.
     """
 
     prompt: str = "Question: {question}\nAnswer:"
