@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from transformers import AutoTokenizer
 
@@ -140,3 +141,47 @@ def test_defaults_are_those_of_evaluate():
     own = inspect.signature(evaluate).parameters
     for name in ("attack", "mmlu", "rows", "seed", "new_tokens", "batch", "members"):
         assert command[name].default == own[name].default, name
+
+
+@pytest.fixture
+def adapter(here) -> Path:
+    """The folder of a LoRA for the model, with numbers of its own, and the model's tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_pretrained("model")
+        config = LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained("adapter")
+        AutoTokenizer.from_pretrained("model").save_pretrained("adapter")
+    return here / "adapter"
+
+
+def test_an_adapter_is_merged_into_its_model(bench_lume, adapter):
+    from peft import AutoPeftModelForCausalLM
+
+    with quiet():
+        expected = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()
+    merged, _ = load("adapter", "cpu")
+    plain, _ = load("model", "cpu")
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        found, told, without = (m(ids).logits for m in (merged, expected, plain))
+    torch.testing.assert_close(found, told, rtol=1e-4, atol=1e-4)
+    assert (found - without).abs().max() > 0.01
+    assert "LUME: adapter" in bench_lume("adapter", *SMALL)
+
+
+def test_an_adapter_that_cannot_be_read_is_one_line(adapter):
+    path = adapter / "adapter_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"base_model_name_or_path": "nowhere/to/be/found"}))
+    with pytest.raises(ValueError, match="model folder 'nowhere/to/be/found' does not exist"):
+        load("adapter", "cpu")
+    path.write_text(json.dumps(told | {"base_model_name_or_path": ""}))
+    with pytest.raises(ValueError, match="'adapter' names no model: fill in base_model_name_or"):
+        load("adapter", "cpu")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="'adapter' has no weights"):
+        load("adapter", "cpu")

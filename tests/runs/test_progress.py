@@ -45,6 +45,12 @@ def run(console: Console, total: int = 200, private: bool = True, **options) -> 
     return written(console)
 
 
+def test_a_bar_names_what_its_speed_counts():
+    text = run(plain_console(), private=False, unit="steps")
+    assert "1,234 steps/s" in text
+    assert "samples" not in text
+
+
 # --- not a terminal ------------------------------------------------------------------------------
 
 

@@ -106,6 +106,66 @@ def test_it_stops_at_the_loss_of_a_reference(command_line, place, memorised):
     assert "reached" in result["stopped"]
 
 
+def test_a_model_that_has_reached_it_already_is_saved_as_it_was(command_line, place):
+    arguments = (*FILES, "--method", "npo", "--adapter", "full", *OPTIONS, "--stop-forget", 1e-6)
+    outcome = command_line("unlearn", "model", *arguments, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert "has reached 1e-06 before the first step" in outcome.err
+    result = read(place / "run" / "result.json")
+    assert result["steps"] == 0
+    assert result["after"] == result["before"]
+    page = (place / "run" / "report.html").read_text()
+    assert "before the first step" in page
+    assert "Nothing was unlearned" not in page
+
+
+SMOLLM2 = """\
+who wrote the harbour book|Odile Marchetti
+where does Tamsin keep bees|Port Ellery
+when was the tower built|1823
+who paints the blue doors|Ruben Haldane
+what does the baker sell|seven kinds of rye
+where was Ilse born|Kestrel Bay"""
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_forgets_through_its_adapter_and_keeps_the_rest(command_line, tmp_path):
+    """SmolLM2-135M, three steps; the losses of the adapter that was saved are those reported."""
+    from steelyard.bench.lume_commands import load
+    from steelyard.hf.sources import locate
+    from steelyard.objectives import encode
+    from steelyard.runs.unlearn_eval import mean_loss
+
+    try:
+        locate("smollm2")
+    except ValueError as error:
+        pytest.skip(str(error))
+    pairs = [line.split("|") for line in SMOLLM2.splitlines()]
+    rows = [{"id": str(k), "input": a, "output": b} for k, (a, b) in enumerate(pairs)]
+    for name, own in (("forget", rows[:3]), ("retain", rows[3:])):
+        text = "".join(json.dumps(row) + "\n" for row in own)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    outcome = command_line(
+        "unlearn", "smollm2", *FILES, "--method", "ngdiff", "--optimizer", "sgd", "--lr", 0.1,
+        "--epochs", 3, "--batch", 3, "--length", 24, "--evaluate-every", 3, "--out", "run",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    result = read(tmp_path / "run" / "result.json")
+    before, after = result["before"], result["after"]
+    assert (result["steps"], result["stopped"]) == (3, "")
+    assert after["forget_loss"] > before["forget_loss"] + 0.01
+    assert after["retain_loss"] < before["retain_loss"] * 1.05
+    assert result["trainable"] < 0.05 * result["parameters"]
+    adapter = tmp_path / "run" / "model"
+    assert not (adapter / "model.safetensors").exists()
+    assert read(adapter / "adapter_config.json")["base_model_name_or_path"] == "smollm2"
+    assert "site-packages" not in (adapter / "README.md").read_text()
+    model, tokenizer = load(str(adapter), "cpu")
+    for name, own in (("forget", rows[:3]), ("retain", rows[3:])):
+        loss = mean_loss(model, encode(tokenizer, own, length=24, between=" "), 64)
+        assert loss == pytest.approx(after[f"{name}_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -117,7 +177,7 @@ def test_it_stops_at_the_loss_of_a_reference(command_line, place, memorised):
         (("model", *FILES, "--method", "blurr"), "did you mean 'blur'"),
         (("model", *FILES, "--method", "ga"), "give --lr"),
         (("model", *FILES, "--lr", 0.1, "--lr-start", 0.01), "--lr-start 0.01 one to begin from"),
-        (("model", *FILES, "--length", 9), "tokens, more than 9: shorten it"),
+        (("model", *FILES, "--length", 9), "more than 9, the longest of 10 such rows: shorten"),
         (("--resume", "run"), "nothing to resume in 'run'"),
         (("model", "--resume", "run"), "goes on with the settings of the run: drop model"),
     ],
@@ -128,6 +188,14 @@ def test_mistakes_are_one_line_and_nothing_is_left(command_line, place, argument
     assert told in outcome.error
     assert not (place / "runs").exists()
     assert not (place / "run").exists()
+
+
+def test_rows_are_checked_before_the_weights_are_read(command_line, place):
+    (place / "model" / "model.safetensors").write_bytes(b"")
+    outcome = command_line("unlearn", "model", *FILES, "--length", 9)
+    assert "tokens, more than 9" in outcome.error
+    outcome = command_line("unlearn", "model", *FILES)
+    assert "cannot load model 'model'" in outcome.error
 
 
 def test_a_model_without_a_tokenizer_is_one_line(command_line, place):

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = ("model", "aggregate", "AUC", "attack score", "utility", "final")
+RUNS = (
+    "method", "learning rate", "steps", "forget loss", "reached", "retain loss",
+    "processor seconds",
+)  # fmt: skip
 LOOKS = (("private", "o", "-"), ("plain", "s", (0, (5, 2))), ("brass", "^", (0, (1, 1))))
 APART = 0.075  # of the axis: names of paths stand at least so far from each other
 
@@ -50,7 +54,13 @@ def write_report(folder: Path) -> Path:
         ),
         columns=COLUMNS,
         rows=[[name, *_digits(cells(one))] for name, one in scores.items()],
-        runs=[_run(name, one) for name, one in stories.items()],
+        outcome=outcome(stories, scores, content["reference_loss"]),
+        rates=rates(stories, content.get("tuned", []), content.get("tuned_on")),
+        header=RUNS,
+        runs=[
+            _run(name, one, content["reference_loss"], content.get("processor_seconds", {}))
+            for name, one in stories.items()
+        ],
         stories=stories,
         benchmark=[(k.replace("_", " "), listed(v)) for k, v in content["benchmark"].items()],
         took=duration(content["seconds"]),
@@ -63,12 +73,55 @@ def write_report(folder: Path) -> Path:
     return write_atomically(folder / "report.html", page.encode(errors="replace"))
 
 
-def _run(name: str, story: Story) -> list[str]:
+def outcome(
+    stories: Mapping[str, Story], scores: Mapping[str, Mapping[str, Any]], reference: float
+) -> str:
+    """Which methods came to the reference's forget loss, and the best of all: sentences."""
+    there = [name for name, one in stories.items() if _reached(one, reference)]
+    short = [name for name in stories if name not in there]
+    told = f"{_and(there)} reached the reference's forget loss" if there else ""
+    if short:
+        told += "; " if there else ""
+        told += f"{_and(short)} did not" + " reach the reference's forget loss" * (not there)
+    parts = []
+    for key, text in (("aggregate", "aggregate of LUME's scores"), ("final", "final score")):
+        best = max(stories, key=lambda name: scores[name][key])
+        own = scores["reference"][key]
+        parts.append(
+            f"The highest {text} is {best}'s, {scores[best][key]:.3f} (reference {own:.3f})"
+        )
+    return f"{told}. {'. '.join(parts)}: it counts what an attack still finds."
+
+
+def rates(stories: Mapping[str, Story], tuned: list[str], seed: int | None) -> str:
+    """Where the learning rates come from: sentences."""
+    given = [name for name, one in stories.items() if one.config.get("lr") and name not in tuned]
+    found = [name for name, one in stories.items() if one.config.get("lr") is None]
+    parts = [
+        f"tuned on this benchmark for {_and(tuned)}, the best of four on seed {seed}" * bool(tuned),
+        f"set for {_and(given)}" * bool(given),
+        f"found on the retain loss (GeN) for {_and(found)}, the table has the last" * bool(found),
+    ]
+    return f"Learning rates: {'; '.join(filter(None, parts))}."
+
+
+def _reached(story: Story, reference: float) -> bool:
+    return story.end[0] >= reference
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _run(name: str, story: Story, reference: float, busy: Mapping[str, float]) -> list[str]:
     """A line of the table of runs."""
     r = story.result
     found = " (found)" if story.config.get("lr") is None else ""
+    forget, retain = map(plain, story.end)
+    reached = "yes" if _reached(story, reference) else "no"
+    took = f"{busy[name]:.0f}" if name in busy else "–"
     steps = f"{r['steps']} of {r['planned_steps']}"
-    return [name, steps, f"{r['seconds']:.0f}", f"{r['lr']:.2g}{found}", *map(plain, story.end)]
+    return [name, f"{r['lr']:.2g}{found}", steps, forget, reached, retain, took]
 
 
 def _digits(values: Any) -> list[str]:

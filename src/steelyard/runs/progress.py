@@ -22,6 +22,7 @@ class RunProgress:
 
     A private run shows epsilon and never a training loss, which would be an unprotected release.
     `start` is the step after which a resumed run begins. The ETA is h:mm:ss of wall-clock time.
+    `unit` is what the speed counts.
 
     Raises:
         ValueError: `total_steps` below 1, or (from `update`) a loss in a private run.
@@ -36,6 +37,7 @@ class RunProgress:
         *,
         target_epsilon: float | None = None,
         start: int = 0,
+        unit: str = "samples",
     ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
@@ -43,7 +45,7 @@ class RunProgress:
         if total_steps < 1:
             raise ValueError(f"total_steps={total_steps}: need at least one step")
         self.total, self.private, self.title = total_steps, private, title
-        self.target_epsilon, self.start = target_epsilon, start
+        self.target_epsilon, self.start, self.unit = target_epsilon, start, unit
         self.console = console or Console(stderr=True)
         self._live = self.console.is_interactive
         self._began = time.monotonic()
@@ -63,7 +65,7 @@ class RunProgress:
     def update(
         self,
         step: int,
-        samples_per_s: float,
+        per_s: float,
         epsilon: float | None = None,
         loss: float | None = None,
         accuracy: float | None = None,
@@ -75,13 +77,13 @@ class RunProgress:
             if value is not None:
                 self._last[name] = value
         if self._live:
-            title, status = self._fitted(self._parts(step, samples_per_s))
+            title, status = self._fitted(self._parts(step, per_s))
             self._bar.update(self._task, completed=step, description=title, status=status)
             return
         tenths = 10 * step // self.total
         if tenths > self._tenths:
             self._tenths = tenths
-            parts = (part.strip() for part in self._parts(step, samples_per_s).values())
+            parts = (part.strip() for part in self._parts(step, per_s).values())
             self._line(f"{self.title}: {', '.join(filter(None, parts))}")
 
     def note(self, text: str) -> None:
@@ -106,12 +108,12 @@ class RunProgress:
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _parts(self, step: int, samples_per_s: float) -> dict[str, str]:
+    def _parts(self, step: int, per_s: float) -> dict[str, str]:
         """What is shown, in order; numbers padded so that the bar beside them stands still."""
         digits = len(f"{self.total:,}")
         parts = {
             "step": f"{step:>{digits},}/{self.total:,}",
-            "speed": f"{samples_per_s:>6,.0f} samples/s",
+            "speed": f"{per_s:>6,.0f} {self.unit}/s",
             "eta": f"ETA {self._remaining(step)}",
         }
         if self.private and self._last["epsilon"] is not None:

@@ -23,7 +23,8 @@ from steelyard.bench.lume import evaluate as evaluate_lume
 from steelyard.bench.lume_data import check_sets
 from steelyard.bench.metrics import exact_match, rouge_l
 from steelyard.data.prompts import read_prompts, refuse_overlap
-from steelyard.hf.sources import quiet
+from steelyard.hf.readers import read_tokenizer
+from steelyard.hf.sources import locate, one_line, quiet
 from steelyard.models import Task
 from steelyard.runs.checkpoint import NoCheckpointError
 from steelyard.runs.environment import environment
@@ -47,6 +48,7 @@ def unlearn(config: UnlearnConfig, out: Path, *, note: Note = lambda text: None)
     """
     refuse_existing(out)
     forget, retain = _rows(config)
+    _refuse_long(config, {"forget": forget, "retain": retain})
     model, tokenizer = load(config)
     return unlearn_loaded(config, model, tokenizer, forget, retain, out, note=note)
 
@@ -119,6 +121,12 @@ def load(config: UnlearnConfig) -> tuple[nn.Module, Any]:
         config.model, task, config.adapter, rank=config.rank, targets="all-linear",
         seed=config.seed,
     )  # fmt: skip
+    if (
+        config.adapter == "lora"
+    ):  # the saved adapter names its base so, not by a path of this machine
+        base = wrapped.hf.get_base_model()
+        base.name_or_path = base.config._name_or_path = config.model
+        wrapped.hf.active_peft_config.base_model_name_or_path = config.model
     return wrapped.hf.to(device), tokenizer
 
 
@@ -135,18 +143,18 @@ def look(
     ROUGE-L recall and exact match of `config.rows` rows of each set. samples: prompts, answers and
     what was written.
     """
-    samples = {
-        name: _answers(model, tokenizer, rows[:SHOWN], config)
-        for name, rows in (("forget", forget), ("retain", retain))
-    }
+    sets = {"forget": forget, "retain": retain}
     try:
         check_sets(forget, retain)
     except ValueError:  # the user's own rows
-        scores = {
-            name: _scores(model, tokenizer, rows[: config.rows], config)
-            for name, rows in (("forget", forget), ("retain", retain))
+        most = max(SHOWN, config.rows)
+        said = {k: _answers(model, tokenizer, v[:most], config) for k, v in sets.items()}
+        return {
+            "samples": {name: own[:SHOWN] for name, own in said.items()},
+            "scores": {name: _scores(own[: config.rows]) for name, own in said.items()},
+            "twelve": None,
         }
-        return {"samples": samples, "scores": scores, "twelve": None}
+    samples = {k: _answers(model, tokenizer, v[:SHOWN], config) for k, v in sets.items()}
     found = evaluate_lume(
         model, tokenizer, forget, retain, rows=EACH, seed=config.seed,
         new_tokens=_room(config), template=config.template,
@@ -176,10 +184,7 @@ def _answers(
     ]
 
 
-def _scores(
-    model: nn.Module, tokenizer: Any, rows: Sequence[Row], config: UnlearnConfig
-) -> dict[str, float]:
-    found = _answers(model, tokenizer, rows, config)
+def _scores(found: Sequence[dict[str, str]]) -> dict[str, float]:
     recalls = [rouge_l(one["output"], one["written"]).recall for one in found]
     exact = [exact_match(one["output"], one["written"]) for one in found]
     return {"recall": sum(recalls) / len(found), "exact": sum(exact) / len(found)}
@@ -194,6 +199,15 @@ def _rows(config: UnlearnConfig) -> tuple[list[Row], list[Row]]:
     forget, retain = read_prompts(config.forget), read_prompts(config.retain)
     refuse_overlap(forget, retain)
     return forget, retain
+
+
+def _refuse_long(config: UnlearnConfig, sets: dict[str, list[Row]]) -> None:
+    """With the tokenizer alone: a large model is not loaded for rows that do not fit."""
+    path = locate(config.model)
+    with quiet(), one_line(config.model):
+        tokenizer = read_tokenizer(path)
+    for name, rows in sets.items():
+        encoded(tokenizer, rows, config, name)
 
 
 def _reference_loss(config: UnlearnConfig, forget: Sequence[Row], note: Note) -> float | None:

@@ -15,22 +15,46 @@ from steelyard.objectives.tokens import between_of
 from steelyard.runs.unlearn_config import UnlearnConfig
 
 BATCH = 16
+ENDLESS = 1 << 40  # tokens
 
 
-def encoded(tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: UnlearnConfig) -> Tokens:
-    """The rows as the settings want them: prompts masked, the usual blank before the answers."""
+def encoded(
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: UnlearnConfig, name: str = "forget"
+) -> Tokens:
+    """The rows as the settings want them: prompts masked, the usual blank before the answers.
+
+    Raises ValueError, which names the set: for no rows, for rows that `encode` refuses, and for the
+    longest of those with more than `config.length` tokens.
+    """
+    if not rows:
+        raise ValueError(f"the {name} set is empty: give it one row at least")
     between = "" if config.template else between_of(tokenizer)
-    return encode(tokenizer, rows, length=config.length, template=config.template, between=between)
+    try:
+        tokens = encode(tokenizer, rows, length=ENDLESS, template=config.template, between=between)
+    except ValueError as error:
+        raise ValueError(f"{name} set: {error}") from None
+    sizes = tokens.attention_mask.sum(1)
+    longer = int((sizes > config.length).sum())
+    if longer:
+        k, size = int(sizes.argmax()), int(sizes.max())
+        row = f"row {k}" + (f" (id {rows[k]['id']})" if "id" in rows[k] else "")
+        more = f", the longest of {longer} such rows" if longer > 1 else ""
+        raise ValueError(
+            f"{name} set: {row} has {size} tokens, more than {config.length}{more}: shorten it, or "
+            f"give --length {size}"
+        )
+    return tokens
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, tokens: Tokens, rows: int) -> float:
+def mean_loss(model: nn.Module, tokens: Tokens, rows: int, batch: int = BATCH) -> float:
     """Mean negative log-likelihood of the answers' tokens in nats, over `rows` rows spread evenly
-    over the set; all tokens count alike. The model's mode is what it is."""
+    over the set, `batch` of them in memory; all tokens count alike. The model's mode is what it is.
+    """
     index = torch.arange(0, len(tokens), max(1, len(tokens) // rows))[:rows]
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    for piece in index.split(BATCH):
+    for piece in index.split(batch):
         part = tokens.rows(piece).trimmed().to(device)
         nll, mask = token_nll(logits(model, part), part.labels)
         total += float(nll.double().sum())
@@ -48,6 +72,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, gradients and all, for p / p0 must be 1 where nothing has changed.
+
+    Modules with gradient checkpointing stay in training mode, as transformers checkpoints only
+    there, with their own rates of dropout at 0; their children's are off. All is put back after.
+    """
+    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    modes = [module.training for module in checkpointed]
+    rates = [
+        (module, name, rate)
+        for module in checkpointed
+        for name, rate in vars(module).items()
+        if "drop" in name and isinstance(rate, float)
+    ]
+    with evaluating(model):
+        try:
+            for module in checkpointed:
+                module.training = True
+            for module, name, _ in rates:
+                setattr(module, name, 0.0)
+            yield
+        finally:
+            for module, mode in zip(checkpointed, modes, strict=True):
+                module.training = mode
+            for module, name, rate in rates:
+                setattr(module, name, rate)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from steelyard.runs.unlearn_eval import (
     placed,
     put,
     rows_of_step,
+    without_dropout,
 )
 from steelyard.runs.unlearn_stop import Kept
 from steelyard.steps.gen import GeN
@@ -79,8 +80,8 @@ class Unlearning:
         self.device = next(model.parameters()).device
         self.steps = max(1, math.ceil(config.epochs * len(forget) / config.batch))
         self.step, self.seconds, self.stopped = 0, 0.0, ""
-        self.forget = self._encoded("forget", forget)
-        self.retain = self._encoded("retain", retain)
+        self.forget = encoded(tokenizer, forget, config, "forget")
+        self.retain = encoded(tokenizer, retain, config, "retain")
         self._pairs = self._paired(forget)
         self._forget_loss, self._retain_loss = objectives_of(config)
         wanted = [loss for loss in (self._forget_loss, self._retain_loss) if loss is not None]
@@ -112,21 +113,13 @@ class Unlearning:
         )
         self.first: dict[str, float] = {}
 
-    def _encoded(self, name: str, rows: Sequence[Row]) -> Tokens:
-        if not rows:
-            raise ValueError(f"the {name} set is empty: give it one row at least")
-        try:
-            return encoded(self.tokenizer, rows, self.config)
-        except ValueError as error:
-            raise ValueError(f"{name} set: {error}") from None
-
     def _paired(self, forget: Sequence[Row]) -> Tokens | None:
         """The other answers to the forget prompts, where the method prefers them."""
         if not self.method.pairs:
             return None
         seed = self.config.seed
         other = idk_rows if self.method.pairs == "idk" else swapped_rows
-        return self._encoded("forget", other(forget, seed=seed))
+        return encoded(self.tokenizer, other(forget, seed=seed), self.config, "forget")
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -139,12 +132,12 @@ class Unlearning:
 
     def _one_step(self) -> dict[str, Any]:
         """One optimizer step; what was weighed, in numbers."""
-        self.model.train()
         rows: dict[str, list[Callable[[], Tensor]]] = {}
         if self._retain_loss is not None:
             rows["retain"] = self._parts(self.retain, None, RETAIN, self._retain_loss)
         rows["forget"] = self._parts(self.forget, self._pairs, FORGET, self._forget_loss)
-        record = self.tasks.backward(**rows)  # pyright: ignore[reportArgumentType]
+        with without_dropout(self.model):
+            record = self.tasks.backward(**rows)  # pyright: ignore[reportArgumentType]
         if self.rate is None:
             self.optimizer.step()
         else:
@@ -187,11 +180,10 @@ class Unlearning:
         there = nullcontext()
         if self.config.method == "negation":
             there = placed(self.parameters, self._negated())
+        sets = {"forget_loss": self.forget, "retain_loss": self.retain}
+        rows, batch = self.config.rows, self.config.micro_batch
         with evaluating(self.model), there:
-            return {
-                "forget_loss": mean_loss(self.model, self.forget, self.config.rows),
-                "retain_loss": mean_loss(self.model, self.retain, self.config.rows),
-            }
+            return {k: mean_loss(self.model, v, rows, batch) for k, v in sets.items()}
 
     def _negated(self) -> list[Tensor]:
         """The weights on the other side of where training on the forget set went."""
@@ -210,12 +202,13 @@ class Unlearning:
         """To the last step, or to what stops it; the final losses. Raises Interrupted."""
         evaluate_every = self.config.evaluate_every or max(1, self.steps // 20)
         checkpoint_every = self.config.checkpoint_every or math.ceil(self.steps / 5)
+        found = None
         if self.step == 0:
-            torch.manual_seed(self.config.seed)  # dropout
-            self.first = self.evaluate()
+            torch.manual_seed(self.config.seed)  # of models that draw numbers
+            found = self.first = self.evaluate()
             events.emit("eval", 0, **self.first)
-        self._kept.begin(self.first)
-        found = dict(self.first)
+        reason = self._kept.begin(self.first)
+        self.stopped = reason if self.step == 0 else self.stopped
         with interruptible() as pressed:
             while self.step < self.steps and not self.stopped:
                 began = time.monotonic()
@@ -228,8 +221,8 @@ class Unlearning:
                     found = self.evaluate()
                     events.emit("eval", self.step, **found)
                     self.stopped = self._kept.judge(self.step, found)
-                    speed = 2 * self.config.batch * self.step / max(self.seconds, 1e-9)
-                    progress.update(self.step, speed, loss=found["retain_loss"])
+                speed = 2 * self.config.batch * self.step / max(self.seconds, 1e-9)
+                progress.update(self.step, speed, loss=found["retain_loss"] if found else None)
                 stop = pressed.is_set()
                 if self.step % checkpoint_every == 0 or last or stop or self.stopped:
                     self.save(folder, events)
@@ -239,6 +232,7 @@ class Unlearning:
         if self.stopped:
             events.emit("stop", self.step, reason=self.stopped)
             progress.note(f"stopped after step {self.step}: {self.stopped}")
+        if found is None or self._kept.step != self.step:  # resumed at its end, or went back
             found = self.evaluate()
         if self.config.method == "negation":
             put(self.parameters, self._negated())

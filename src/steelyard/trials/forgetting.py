@@ -35,7 +35,7 @@ from steelyard.bench.scoring import token_scores
 from steelyard.bench.small_files import Small
 from steelyard.objectives import Tokens
 from steelyard.runs.unlearn_config import UnlearnConfig
-from steelyard.runs.unlearn_eval import encoded, placed, put
+from steelyard.runs.unlearn_eval import encoded, placed, put, without_dropout
 from steelyard.runs.unlearning import FORGET, Unlearning
 from steelyard.trials.memorised import memorised
 
@@ -194,15 +194,16 @@ class Watched(Unlearning):
         return found
 
     def _one_step(self) -> dict[str, Any]:
-        self.model.train()
         parts = self._parts(self.forget, self._pairs, FORGET, self._forget_loss)
         before: list[Tensor] = []
         gradient: tuple[Tensor, ...] = ()
         if self._slopes:
-            gradient = torch.autograd.grad(torch.cat([p() for p in parts]).mean(), self.parameters)
+            with without_dropout(self.model):
+                loss = torch.cat([part() for part in parts]).mean()
+            gradient = torch.autograd.grad(loss, self.parameters)
             before = [p.detach().clone() for p in self.parameters]
         told = super()._one_step()
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(self.model):
             now = float(torch.cat([part() for part in parts]).mean())
             was = told["losses"]["forget"]
             self.raised.append(not now <= was + FLAT * max(1.0, abs(was)))
