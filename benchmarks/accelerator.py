@@ -13,17 +13,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from exactness import ALL, parts
-from lib import timing
 from lib.case import Case, right
 from lib.engines import trainable
 from lib.workloads import WORKLOADS, Workload
-from task_cost import ARMS, BASE, LIMIT, WARM, make
+from task_cost import ARMS, LIMIT, WARM, compared, make, table
 
 from steelyard.filters.gaussian import Gaussian
 from steelyard.rows.per_sample import PerSample
@@ -106,7 +107,9 @@ def weighing(device: str, workload: Workload) -> str:
 
 
 def cost(device: str, workload: Workload, seconds: float) -> list[dict[str, Any]]:
-    steps, peaks = {}, {}
+    """`task_cost.compared` there; no memory on the CPU."""
+    steps: dict[str, Callable[[], None]] = {}
+    peaks = dict.fromkeys(ARMS, math.nan)
     for name, arm in ARMS.items():
         before = torch.cuda.memory_allocated() if device != "cpu" else 0
         steps[name] = make(arm, workload, device)
@@ -116,23 +119,7 @@ def cost(device: str, workload: Workload, seconds: float) -> list[dict[str, Any]
             torch.cuda.reset_peak_memory_stats()
             steps[name]()
             peaks[name] = torch.cuda.max_memory_allocated() - before
-    times = timing.take_turns(
-        steps,
-        budget=dict.fromkeys(ARMS, seconds / len(ARMS)),
-        fewest=dict.fromkeys(ARMS, 5),
-        most=2000,
-    )
-    size = 4 * sum(p.numel() for p in trainable(workload.build()[0]))
-    rows = []
-    for name, arm in ARMS.items():
-        base = "adam" if arm.adam else BASE
-        ratio = timing.spread(timing.ratios(times, name, base))
-        row = {"workload": workload.name, "arm": arm.label, "ratio": ratio, "limit": arm.limit}
-        row["two"] = timing.spread(timing.ratios(times, name, "two")).median
-        row["ms"] = 1e3 * timing.spread(times[name]).median
-        row["memory"] = (peaks[name] - peaks[base]) / size if peaks else float("nan")
-        rows.append(row)
-    return rows
+    return compared(workload, steps, peaks, seconds=seconds)
 
 
 def page(device: str, seconds: float, costs: tuple[str, ...] = COST) -> str:
@@ -158,17 +145,8 @@ def page(device: str, seconds: float, costs: tuple[str, ...] = COST) -> str:
         f"Ratio to GradDiff of the same optimizer, one backward pass of the sum. "
         f"Limit: {LIMIT} to two passes.",
         "",
-        "| workload | arm | ratio | quartiles | to two passes | ms | memory | within limit |",
-        "|---|---|---|---|---|---|---|---|",
+        *table([row for name in costs for row in cost(device, WORKLOADS[name], seconds)]),
     ]
-    for row in (row for name in costs for row in cost(device, WORKLOADS[name], seconds)):
-        ratio = row["ratio"]
-        kept = "" if row["limit"] is None else "yes" if row["two"] <= row["limit"] else "**no**"
-        lines.append(
-            f"| {row['workload']} | {row['arm']} | {ratio.median:.3f} | {ratio.low:.3f} to "
-            f"{ratio.high:.3f} | {row['two']:.3f} | {row['ms']:.1f} | {row['memory']:+.2f} "
-            f"| {kept} |"
-        )
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,8 @@ def make(arm: Arm, workload: Workload, device: str = "cpu") -> Callable[[], None
 
 def measure(workload: Workload, *, seconds: float) -> list[dict[str, Any]]:
     """One row per arm: ratio with quartiles, milliseconds, memory above GradDiff in gradients."""
-    made, live = {}, {}
+    made: dict[str, Callable[[], None]] = {}
+    live: dict[str, float] = {}
     for name, arm in ARMS.items():
 
         def before(arm: Arm = arm, name: str = name) -> Callable[[], None]:
@@ -101,8 +102,19 @@ def measure(workload: Workload, *, seconds: float) -> list[dict[str, Any]]:
             return step
 
         live[name] = memory.live_peak(before)
+    return compared(workload, made, live, seconds=seconds)
+
+
+def compared(
+    workload: Workload,
+    steps: Mapping[str, Callable[[], None]],
+    peaks: Mapping[str, float],
+    *,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """The arms' steps take turns; peaks: their memory in bytes, NaN where it is not known."""
     times = timing.take_turns(
-        made,
+        steps,
         budget=dict.fromkeys(ARMS, seconds / len(ARMS)),
         fewest=dict.fromkeys(ARMS, 5),
         most=MOST,
@@ -123,7 +135,7 @@ def measure(workload: Workload, *, seconds: float) -> list[dict[str, Any]]:
                 "two": beside.median,
                 "rounds": ratio.rounds,
                 "ms": 1e3 * timing.spread(times[name]).median,
-                "memory": (live[name] - live[base]) / size,
+                "memory": (peaks[name] - peaks[base]) / size,
                 "limit": arm.limit,
             }
         )
@@ -145,6 +157,14 @@ def page(rows: list[dict[str, Any]]) -> str:
         "above that GradDiff's, in gradient-sized tensors; it is negative where one graph at a "
         f"time is smaller than two. Limit: {LIMIT} to two passes for NGDiff and BLUR.",
         "",
+        *table(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines in Markdown."""
+    lines = [
         "| workload | arm | ratio | quartiles | to two passes | ms | memory | within limit |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -156,7 +176,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"{row['high']:.3f} | {row['two']:.3f} | {row['ms']:.1f} | {row['memory']:+.2f} "
             f"| {kept} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:

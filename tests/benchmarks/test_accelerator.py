@@ -43,4 +43,4 @@ def test_noise_and_weighing_are_told_in_numbers():
 def test_the_cost_has_a_row_for_every_arm():
     rows = accelerator.cost("cpu", WORKLOADS["cnn"], 0.1)
     assert [row["arm"] for row in rows] == [arm.label for arm in accelerator.ARMS.values()]
-    assert rows[0]["ratio"].median == 1
+    assert rows[0]["ratio"] == 1
