@@ -17,8 +17,9 @@ from transformers import AutoTokenizer
 from steelyard.bench.choices import choice_accuracy, read_questions
 from steelyard.bench.generate import Sizes, generate
 from steelyard.bench.lume import evaluate, read_rows
-from steelyard.bench.lume_commands import load, lume_command, register
+from steelyard.bench.lume_commands import lume_command, register
 from steelyard.hf.sources import quiet
+from steelyard.runs.language_model import load
 
 FILES = ("--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu")
 SMALL = (*FILES, "--rows", "1", "--new-tokens", "4")

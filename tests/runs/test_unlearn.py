@@ -131,9 +131,9 @@ where was Ilse born|Kestrel Bay"""
 @pytest.mark.slow
 def test_a_pretrained_model_forgets_through_its_adapter_and_keeps_the_rest(command_line, tmp_path):
     """SmolLM2-135M, three steps; the losses of the adapter that was saved are those reported."""
-    from steelyard.bench.lume_commands import load
     from steelyard.hf.sources import locate
     from steelyard.objectives import encode
+    from steelyard.runs.language_model import load
     from steelyard.runs.unlearn_eval import mean_loss
 
     try:

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 
 from steelyard.bench.generate import Benchmark, Sizes, generate
-from steelyard.bench.lume_commands import load as load_model
 from steelyard.bench.lume_data import document, read_rows
 from steelyard.bench.memorise import (
     Recipe,
@@ -39,6 +38,7 @@ from steelyard.bench.memorise import (
 from steelyard.bench.small import build
 from steelyard.bench.small_files import MODELS, Small, digest, load, save, verified
 from steelyard.data.entries import data_home
+from steelyard.runs.language_model import load as load_model
 
 FORMAT = 1  # of LUME's builds: raise it with every change of how models come about
 WORDS = 32  # the last ones of a LUME prompt that are kept: training is several times shorter
